@@ -1,0 +1,23 @@
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Array = NDArray[np.float32] | NDArray[np.float64]
+_Channels = NDArray[np.float64]
+
+class _Fused:
+    """One compiled function per dtype, by its C name."""
+
+    def __getitem__(self, dtype: Literal["float", "double"]) -> _Fused: ...
+    def __call__(self, *args: _Array | _Channels | float | int | None) -> None: ...
+
+forward: _Fused  # (y, stats, x, gamma, beta, eps, threads)
+inference: _Fused  # (y, stats, x, gamma, beta, eps, threads)
+backward: _Fused  # (dx, dgamma, dbeta, dy, x, stats, gamma, threads)
+inference_backward: _Fused  # (dx, dgamma, dbeta, stats, dy, x, gamma, eps, threads)
+
+def choose_isa() -> str | None: ...
+def chosen_isa() -> str | None: ...
+def isa_tier(index: int) -> tuple[str, bool] | None: ...
+def openmp() -> tuple[int, int]: ...

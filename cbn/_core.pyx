@@ -1,0 +1,142 @@
+"""Typed memoryviews to C views: one call down with the GIL released, the status to an exception.
+
+Callers check every argument first (_check.py); a status other than CBN_OK raised here is a
+mistake of the library. Statistics are one C-contiguous (4, D) float64 array with the rows mean,
+mean_low, var, invstd.
+"""
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+
+from cbn cimport cbn_c
+
+ctypedef fused real:
+    float
+    double
+
+
+cdef int acquire(cbn_c.cbn_resources *resources, const cbn_c.cbn_array *x,
+                 int threads) except -1:
+    resources.threads = threads
+    resources.scratch_size = cbn_c.cbn_scratch_size(x.outer, x.channels, threads)
+    resources.scratch = PyMem_RawMalloc(resources.scratch_size)
+    if resources.scratch == NULL:
+        raise MemoryError(f"scratch of {resources.scratch_size} bytes")
+    return 0
+
+
+cdef int release(cbn_c.cbn_resources *resources, cbn_c.cbn_status status) except -1:
+    PyMem_RawFree(resources.scratch)
+    return raise_status(status)
+
+
+cdef int raise_status(cbn_c.cbn_status status) except -1:
+    if status != cbn_c.CBN_OK:
+        raise ValueError(cbn_c.cbn_status_text(status).decode())
+    return 0
+
+
+cdef int array_of(cbn_c.cbn_array *array, const real[:, :] values) except -1:
+    array.data = <void *> &values[0, 0]
+    array.dtype = cbn_c.CBN_FLOAT32 if real is float else cbn_c.CBN_FLOAT64
+    return raise_status(cbn_c.cbn_set_view(array, 2, &values.shape[0], &values.strides[0], 1))
+
+
+cdef cbn_c.cbn_statistics statistics_of(double[:, ::1] stats) noexcept:
+    return cbn_c.cbn_statistics(&stats[0, 0], &stats[1, 0], &stats[2, 0], &stats[3, 0])
+
+
+cdef const double *pointer_or_null(const double[::1] values) noexcept:
+    return NULL if values is None else &values[0]
+
+
+def forward(real[:, :] y not None, double[:, ::1] stats not None, const real[:, :] x not None,
+            const double[::1] gamma, const double[::1] beta, double eps, int threads):
+    cdef cbn_c.cbn_array y_array, x_array
+    cdef cbn_c.cbn_statistics statistics = statistics_of(stats)
+    cdef const double *gamma_data = pointer_or_null(gamma)
+    cdef const double *beta_data = pointer_or_null(beta)
+    cdef cbn_c.cbn_resources resources
+    cdef cbn_c.cbn_status status
+    array_of(&y_array, y)
+    array_of(&x_array, x)
+    acquire(&resources, &x_array, threads)
+    with nogil:
+        status = cbn_c.cbn_forward(&y_array, &statistics, &x_array, gamma_data, beta_data, eps,
+                                   &resources)
+    release(&resources, status)
+
+
+def inference(real[:, :] y not None, double[:, ::1] stats not None, const real[:, :] x not None,
+              const double[::1] gamma, const double[::1] beta, double eps, int threads):
+    cdef cbn_c.cbn_array y_array, x_array
+    cdef cbn_c.cbn_statistics statistics = statistics_of(stats)
+    cdef const double *gamma_data = pointer_or_null(gamma)
+    cdef const double *beta_data = pointer_or_null(beta)
+    cdef cbn_c.cbn_resources resources
+    cdef cbn_c.cbn_status status
+    array_of(&y_array, y)
+    array_of(&x_array, x)
+    acquire(&resources, &x_array, threads)
+    with nogil:
+        status = cbn_c.cbn_inference(&y_array, &statistics, &x_array, gamma_data, beta_data, eps,
+                                     &resources)
+    release(&resources, status)
+
+
+def backward(real[:, :] dx not None, double[::1] dgamma not None, double[::1] dbeta not None,
+             const real[:, :] dy not None, const real[:, :] x not None,
+             double[:, ::1] stats not None, const double[::1] gamma, int threads):
+    cdef cbn_c.cbn_array dx_array, dy_array, x_array
+    cdef cbn_c.cbn_statistics statistics = statistics_of(stats)
+    cdef const double *gamma_data = pointer_or_null(gamma)
+    cdef cbn_c.cbn_resources resources
+    cdef cbn_c.cbn_status status
+    array_of(&dx_array, dx)
+    array_of(&dy_array, dy)
+    array_of(&x_array, x)
+    acquire(&resources, &x_array, threads)
+    with nogil:
+        status = cbn_c.cbn_backward(&dx_array, &dgamma[0], &dbeta[0], &dy_array, &x_array,
+                                    &statistics, gamma_data, &resources)
+    release(&resources, status)
+
+
+def inference_backward(real[:, :] dx not None, double[::1] dgamma not None,
+                       double[::1] dbeta not None, double[:, ::1] stats not None,
+                       const real[:, :] dy not None, const real[:, :] x not None,
+                       const double[::1] gamma, double eps, int threads):
+    cdef cbn_c.cbn_array dx_array, dy_array, x_array
+    cdef cbn_c.cbn_statistics statistics = statistics_of(stats)
+    cdef const double *gamma_data = pointer_or_null(gamma)
+    cdef cbn_c.cbn_resources resources
+    cdef cbn_c.cbn_status status
+    array_of(&dx_array, dx)
+    array_of(&dy_array, dy)
+    array_of(&x_array, x)
+    acquire(&resources, &x_array, threads)
+    with nogil:
+        status = cbn_c.cbn_inference_backward(&dx_array, &dgamma[0], &dbeta[0], &statistics,
+                                              &dy_array, &x_array, gamma_data, eps, &resources)
+    release(&resources, status)
+
+
+def choose_isa():
+    """Choose the tier by CBN_ISA or the CPU; the status text, or None when all is well."""
+    cdef cbn_c.cbn_status status = cbn_c.cbn_isa_choose()
+    return None if status == cbn_c.CBN_OK else cbn_c.cbn_status_text(status).decode()
+
+
+def chosen_isa():
+    """The name of the chosen tier, None before choose_isa()."""
+    cdef const char *name = cbn_c.cbn_isa_chosen()
+    return None if name == NULL else name.decode()
+
+
+def isa_tier(int index):
+    """(name, supported by this CPU) of the index-th tier of this build, None past the last."""
+    cdef const char *name = cbn_c.cbn_isa_name(index)
+    return None if name == NULL else (name.decode(), bool(cbn_c.cbn_isa_supported(index)))
+
+
+def openmp():
+    """(_OPENMP of the build, omp_get_max_threads()); (0, 1) for a serial build."""
+    return cbn_c.cbn_openmp_version(), cbn_c.cbn_openmp_max_threads()

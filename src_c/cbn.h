@@ -1,0 +1,118 @@
+/* cbn: batch normalization in C. The only header seen from outside src_c.
+ *
+ * Every array is one view (B, C, S) = outer, channel, inner, with byte strides. An N x D matrix
+ * is (N, D, 1). The compute functions take views with inner == 1 and adjacent channels and say
+ * CBN_ERROR_LAYOUT to others. Outputs come first and may be the same array as an input (dx over
+ * dy, y over x); any other overlap is the caller's error.
+ *
+ * Per-channel numbers are float64 for every element dtype. mean + mean_low is the mean to twice
+ * float64's precision: without mean_low, float64 data with |mean| = 1e12 std would lose its
+ * last 40 bits of xhat.
+ *
+ * Nothing is allocated: scratch comes from the caller and is cbn_scratch_size() bytes, aligned
+ * for double. Equation numbers refer to docs/math.md.
+ */
+#ifndef CBN_H
+#define CBN_H
+
+#include <stddef.h>
+
+typedef enum cbn_status {
+    CBN_OK = 0,
+    CBN_ERROR_DTYPE,           /* not a cbn_dtype */
+    CBN_ERROR_SHAPE,           /* sizes of the arrays differ, are negative, or there are no rows */
+    CBN_ERROR_LAYOUT,          /* strides the compute functions do not take */
+    CBN_ERROR_EPS,             /* eps negative or not finite */
+    CBN_ERROR_THREADS,         /* fewer than one thread */
+    CBN_ERROR_SCRATCH,         /* scratch missing or too small */
+    CBN_ERROR_ISA_UNKNOWN,     /* CBN_ISA names no tier */
+    CBN_ERROR_ISA_UNSUPPORTED, /* CBN_ISA names a tier this build or this CPU does not have */
+    CBN_STATUS_COUNT
+} cbn_status;
+
+typedef enum cbn_dtype { CBN_FLOAT32 = 0, CBN_FLOAT64 = 1, CBN_DTYPE_COUNT } cbn_dtype;
+
+/* An array seen as (B, C, S). Passed as const it is an input: data is not written. */
+typedef struct cbn_array {
+    void *data;
+    cbn_dtype dtype;
+    ptrdiff_t outer, channels, inner;
+    ptrdiff_t outer_stride, channel_stride, inner_stride; /* bytes, may be 0 or negative */
+} cbn_array;
+
+/* Statistics of a batch or of a population, C float64 each. */
+typedef struct cbn_statistics {
+    double *mean;
+    double *mean_low; /* the part of the mean that did not fit into it */
+    double *var;      /* biased: M2 / N */
+    double *invstd;   /* 1 / sqrt(var + eps); 0 where var == 0 and eps == 0 */
+} cbn_statistics;
+
+/* How to run: threads >= 1, scratch of at least cbn_scratch_size() bytes. */
+typedef struct cbn_resources {
+    int threads;
+    void *scratch;
+    size_t scratch_size;
+} cbn_resources;
+
+/* One sentence for a status; never NULL. */
+const char *cbn_status_text(cbn_status status);
+
+/* Sets the sizes and strides of an array of ndim >= 1 dimensions whose channel axis is `axis`.
+ * Given:    shape and byte strides, 0 <= axis < ndim.
+ * Returned: CBN_ERROR_LAYOUT when the axes before (or after) `axis` do not step evenly, so that
+ *           they are not one axis; CBN_ERROR_SHAPE for a bad axis or a negative size. */
+cbn_status cbn_set_view(cbn_array *array, int ndim, const ptrdiff_t *shape,
+                        const ptrdiff_t *strides, int axis);
+
+/* Bytes of scratch that any function below needs for these sizes. */
+size_t cbn_scratch_size(ptrdiff_t rows, ptrdiff_t channels, int threads);
+
+/* Training forward: statistics of x, then y = xhat * gamma + beta.
+ * Given:    gamma, beta: C float64 each, NULL meaning ones and zeros; eps >= 0.
+ * Returned: y and all four statistics.
+ * Notes:    1) N == 1 gives var = 0 and y = beta. 2) A constant channel has var == 0 to the bit
+ *           and y == beta. 3) A NaN or Inf stays in its channel. */
+cbn_status cbn_forward(cbn_array *y, const cbn_statistics *statistics, const cbn_array *x,
+                       const double *gamma, const double *beta, double eps,
+                       const cbn_resources *resources);
+
+/* Inference: y = (x - mean) * invstd * gamma + beta.
+ * Given:    mean, mean_low, var >= 0 of the population.
+ * Returned: y and statistics->invstd. */
+cbn_status cbn_inference(cbn_array *y, const cbn_statistics *statistics, const cbn_array *x,
+                         const double *gamma, const double *beta, double eps,
+                         const cbn_resources *resources);
+
+/* Training backward.
+ * Given:    dy, x, the statistics of x (var is not read) and gamma (NULL meaning ones).
+ * Returned: dx, dgamma = sum(dy * xhat), dbeta = sum(dy); the sums float64, never NULL.
+ * Notes:    dx may be dy. N == 1 gives dx = 0. */
+cbn_status cbn_backward(cbn_array *dx, double *dgamma, double *dbeta, const cbn_array *dy,
+                        const cbn_array *x, const cbn_statistics *statistics, const double *gamma,
+                        const cbn_resources *resources);
+
+/* Backward through inference: the statistics are constants, dx = gamma * invstd * dy.
+ * Given:    dy, x, mean, mean_low and var, gamma.
+ * Returned: dx, dgamma, dbeta as above, and statistics->invstd. */
+cbn_status cbn_inference_backward(cbn_array *dx, double *dgamma, double *dbeta,
+                                  const cbn_statistics *statistics, const cbn_array *dy,
+                                  const cbn_array *x, const double *gamma, double eps,
+                                  const cbn_resources *resources);
+
+/* ISA tiers. cbn_isa_name(i) is the i-th tier this build has, slowest first, NULL past the end;
+ * cbn_isa_supported(i) says whether this CPU runs it. */
+const char *cbn_isa_name(int tier);
+int cbn_isa_supported(int tier);
+
+/* Choose the tier: CBN_ISA if set and not empty, else the fastest supported one. Call it once,
+ * before any compute function; calling it again chooses again (not while others compute). */
+cbn_status cbn_isa_choose(void);
+const char *cbn_isa_chosen(void);
+
+/* OpenMP: the value of _OPENMP it was compiled with, 0 for a serial build; omp_get_max_threads()
+ * or 1. */
+int cbn_openmp_version(void);
+int cbn_openmp_max_threads(void);
+
+#endif

@@ -1,0 +1,34 @@
+/* The float64 arithmetic on per-channel numbers: merging partial results and turning them into
+ * statistics and coefficients. Loops over channels, never over rows; equation numbers refer to
+ * docs/math.md. Every array has `count` channels. */
+#ifndef CBN_CHANNELS_H
+#define CBN_CHANNELS_H
+
+#include <stddef.h>
+
+/* Merge the moments of n2 rows into those of n1 rows; mean = base + offset. */
+void cbn_channels_merge_moments(double *base, double *offset, double *m2, const double *base2,
+                                const double *offset2, const double *m2_2, ptrdiff_t n1,
+                                ptrdiff_t n2, ptrdiff_t count);
+
+void cbn_channels_add(double *sum, const double *other, ptrdiff_t count);
+
+/* mean + mean_low = base + offset exactly, var = m2 / rows. */
+void cbn_channels_statistics(double *mean, double *mean_low, double *var, const double *base,
+                             const double *offset, const double *m2, ptrdiff_t rows,
+                             ptrdiff_t count);
+
+/* invstd = 1 / sqrt(var + eps), 0 where var + eps == 0; invstd may be var. */
+void cbn_channels_invstd(double *invstd, const double *var, double eps, ptrdiff_t count);
+
+/* scale = gamma * invstd; gamma NULL means ones. */
+void cbn_channels_scale(double *scale, const double *gamma, const double *invstd, ptrdiff_t count);
+
+/* mean_over_rows = sum / rows * -scale: the coefficient of a sum in dx. */
+void cbn_channels_project(double *along, const double *sum, const double *scale, ptrdiff_t rows,
+                          ptrdiff_t count);
+
+/* A copy of `from`, or `value` throughout where from is NULL. */
+void cbn_channels_copy(double *to, const double *from, double value, ptrdiff_t count);
+
+#endif

@@ -1,0 +1,36 @@
+/* The only home for differences between compilers and machines. */
+#ifndef CBN_COMPILER_H
+#define CBN_COMPILER_H
+
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
+#error "cbn keeps its promises only under strict IEEE arithmetic: build without fast-math"
+#endif
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define CBN_X86_64 1
+#else
+#define CBN_X86_64 0
+#endif
+
+#if defined(__aarch64__) || defined(_M_ARM64)
+#define CBN_AARCH64 1
+#else
+#define CBN_AARCH64 0
+#endif
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define CBN_INLINE static __forceinline
+#define CBN_UNUSED
+#define CBN_SIMD __pragma(loop(ivdep))
+#else
+#define CBN_INLINE static inline __attribute__((always_inline))
+#define CBN_UNUSED __attribute__((unused))
+/* No iteration depends on another one: true of every kernel loop, also when the output is an
+   input, since then each iteration reads its element before it writes it. */
+#define CBN_SIMD _Pragma("omp simd")
+#endif
+
+#define CBN_JOIN_(a, b, c) a##_##b##_##c
+#define CBN_JOIN(a, b, c) CBN_JOIN_(a, b, c)
+
+#endif

@@ -1,0 +1,7 @@
+/* Undoes any dtypes/ header. */
+#undef CBN_DTYPE
+#undef CBN_ELEMENT
+#undef CBN_WORK
+#undef CBN_LOAD
+#undef CBN_STORE
+#undef CBN_WIDE
