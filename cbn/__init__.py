@@ -1,8 +1,16 @@
 """Batch normalization for NumPy: compiled, accurate, the same bytes on any number of threads."""
 
 from cbn._version import __version__
+from cbn.cache import BatchNormCache
+from cbn.derivatives import (
+    StagedGradients,
+    batch_norm_backward_staged,
+    batch_norm_double_backward,
+    batch_norm_inference_cache,
+    batch_norm_jacobian,
+    batch_norm_jvp,
+)
 from cbn.functional import (
-    BatchNormCache,
     batch_norm_backward,
     batch_norm_forward,
     batch_norm_inference,
@@ -18,11 +26,17 @@ from cbn.runtime import (
 
 __all__ = [
     "BatchNormCache",
+    "StagedGradients",
     "__version__",
     "batch_norm_backward",
+    "batch_norm_backward_staged",
+    "batch_norm_double_backward",
     "batch_norm_forward",
     "batch_norm_inference",
     "batch_norm_inference_backward",
+    "batch_norm_inference_cache",
+    "batch_norm_jacobian",
+    "batch_norm_jvp",
     "get_num_threads",
     "num_threads",
     "set_num_threads",

@@ -14,8 +14,11 @@ class _Fused:
 
 forward: _Fused  # (y, stats, x, gamma, beta, eps, threads)
 inference: _Fused  # (y, stats, x, gamma, beta, eps, threads)
-backward: _Fused  # (dx, dgamma, dbeta, dy, x, stats, gamma, threads)
+backward: _Fused  # (dx, dgamma, dbeta, dy, x, stats, count, gamma, threads)
 inference_backward: _Fused  # (dx, dgamma, dbeta, stats, dy, x, gamma, eps, threads)
+jvp: _Fused  # (y_dot, x_dot, x, stats, count, gamma, gamma_dot, beta_dot, threads)
+# (g_dy, g_x, g_gamma, ddx, dy, x, stats, count, gamma, ddgamma, ddbeta, threads)
+double_backward: _Fused
 
 def choose_isa() -> str | None: ...
 def chosen_isa() -> str | None: ...

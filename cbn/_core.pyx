@@ -13,10 +13,9 @@ ctypedef fused real:
     double
 
 
-cdef int acquire(cbn_c.cbn_resources *resources, const cbn_c.cbn_array *x,
-                 int threads) except -1:
+cdef int acquire(cbn_c.cbn_resources *resources, size_t scratch_size, int threads) except -1:
     resources.threads = threads
-    resources.scratch_size = cbn_c.cbn_scratch_size(x.outer, x.channels, threads)
+    resources.scratch_size = scratch_size
     resources.scratch = PyMem_RawMalloc(resources.scratch_size)
     if resources.scratch == NULL:
         raise MemoryError(f"scratch of {resources.scratch_size} bytes")
@@ -40,8 +39,8 @@ cdef int array_of(cbn_c.cbn_array *array, const real[:, :] values) except -1:
     return raise_status(cbn_c.cbn_set_view(array, 2, &values.shape[0], &values.strides[0], 1))
 
 
-cdef cbn_c.cbn_statistics statistics_of(double[:, ::1] stats) noexcept:
-    return cbn_c.cbn_statistics(&stats[0, 0], &stats[1, 0], &stats[2, 0], &stats[3, 0])
+cdef cbn_c.cbn_statistics statistics_of(double[:, ::1] stats, double count) noexcept:
+    return cbn_c.cbn_statistics(&stats[0, 0], &stats[1, 0], &stats[2, 0], &stats[3, 0], count)
 
 
 cdef const double *pointer_or_null(const double[::1] values) noexcept:
@@ -51,14 +50,14 @@ cdef const double *pointer_or_null(const double[::1] values) noexcept:
 def forward(real[:, :] y not None, double[:, ::1] stats not None, const real[:, :] x not None,
             const double[::1] gamma, const double[::1] beta, double eps, int threads):
     cdef cbn_c.cbn_array y_array, x_array
-    cdef cbn_c.cbn_statistics statistics = statistics_of(stats)
+    cdef cbn_c.cbn_statistics statistics = statistics_of(stats, 0)
     cdef const double *gamma_data = pointer_or_null(gamma)
     cdef const double *beta_data = pointer_or_null(beta)
     cdef cbn_c.cbn_resources resources
     cdef cbn_c.cbn_status status
     array_of(&y_array, y)
     array_of(&x_array, x)
-    acquire(&resources, &x_array, threads)
+    acquire(&resources, cbn_c.cbn_scratch_size(x.shape[0], x.shape[1], threads), threads)
     with nogil:
         status = cbn_c.cbn_forward(&y_array, &statistics, &x_array, gamma_data, beta_data, eps,
                                    &resources)
@@ -68,14 +67,14 @@ def forward(real[:, :] y not None, double[:, ::1] stats not None, const real[:, 
 def inference(real[:, :] y not None, double[:, ::1] stats not None, const real[:, :] x not None,
               const double[::1] gamma, const double[::1] beta, double eps, int threads):
     cdef cbn_c.cbn_array y_array, x_array
-    cdef cbn_c.cbn_statistics statistics = statistics_of(stats)
+    cdef cbn_c.cbn_statistics statistics = statistics_of(stats, 0)
     cdef const double *gamma_data = pointer_or_null(gamma)
     cdef const double *beta_data = pointer_or_null(beta)
     cdef cbn_c.cbn_resources resources
     cdef cbn_c.cbn_status status
     array_of(&y_array, y)
     array_of(&x_array, x)
-    acquire(&resources, &x_array, threads)
+    acquire(&resources, cbn_c.cbn_scratch_size(x.shape[0], x.shape[1], threads), threads)
     with nogil:
         status = cbn_c.cbn_inference(&y_array, &statistics, &x_array, gamma_data, beta_data, eps,
                                      &resources)
@@ -84,16 +83,16 @@ def inference(real[:, :] y not None, double[:, ::1] stats not None, const real[:
 
 def backward(real[:, :] dx not None, double[::1] dgamma not None, double[::1] dbeta not None,
              const real[:, :] dy not None, const real[:, :] x not None,
-             double[:, ::1] stats not None, const double[::1] gamma, int threads):
+             double[:, ::1] stats not None, double count, const double[::1] gamma, int threads):
     cdef cbn_c.cbn_array dx_array, dy_array, x_array
-    cdef cbn_c.cbn_statistics statistics = statistics_of(stats)
+    cdef cbn_c.cbn_statistics statistics = statistics_of(stats, count)
     cdef const double *gamma_data = pointer_or_null(gamma)
     cdef cbn_c.cbn_resources resources
     cdef cbn_c.cbn_status status
     array_of(&dx_array, dx)
     array_of(&dy_array, dy)
     array_of(&x_array, x)
-    acquire(&resources, &x_array, threads)
+    acquire(&resources, cbn_c.cbn_scratch_size(x.shape[0], x.shape[1], threads), threads)
     with nogil:
         status = cbn_c.cbn_backward(&dx_array, &dgamma[0], &dbeta[0], &dy_array, &x_array,
                                     &statistics, gamma_data, &resources)
@@ -105,17 +104,63 @@ def inference_backward(real[:, :] dx not None, double[::1] dgamma not None,
                        const real[:, :] dy not None, const real[:, :] x not None,
                        const double[::1] gamma, double eps, int threads):
     cdef cbn_c.cbn_array dx_array, dy_array, x_array
-    cdef cbn_c.cbn_statistics statistics = statistics_of(stats)
+    cdef cbn_c.cbn_statistics statistics = statistics_of(stats, 0)
     cdef const double *gamma_data = pointer_or_null(gamma)
     cdef cbn_c.cbn_resources resources
     cdef cbn_c.cbn_status status
     array_of(&dx_array, dx)
     array_of(&dy_array, dy)
     array_of(&x_array, x)
-    acquire(&resources, &x_array, threads)
+    acquire(&resources, cbn_c.cbn_scratch_size(x.shape[0], x.shape[1], threads), threads)
     with nogil:
         status = cbn_c.cbn_inference_backward(&dx_array, &dgamma[0], &dbeta[0], &statistics,
                                               &dy_array, &x_array, gamma_data, eps, &resources)
+    release(&resources, status)
+
+
+def jvp(real[:, :] y_dot not None, const real[:, :] x_dot not None, const real[:, :] x not None,
+        double[:, ::1] stats not None, double count, const double[::1] gamma,
+        const double[::1] gamma_dot, const double[::1] beta_dot, int threads):
+    cdef cbn_c.cbn_array y_dot_array, x_dot_array, x_array
+    cdef cbn_c.cbn_statistics statistics = statistics_of(stats, count)
+    cdef const double *gamma_data = pointer_or_null(gamma)
+    cdef const double *gamma_dot_data = pointer_or_null(gamma_dot)
+    cdef const double *beta_dot_data = pointer_or_null(beta_dot)
+    cdef cbn_c.cbn_resources resources
+    cdef cbn_c.cbn_status status
+    array_of(&y_dot_array, y_dot)
+    array_of(&x_dot_array, x_dot)
+    array_of(&x_array, x)
+    acquire(&resources, cbn_c.cbn_scratch_size(x.shape[0], x.shape[1], threads), threads)
+    with nogil:
+        status = cbn_c.cbn_jvp(&y_dot_array, &x_dot_array, &x_array, &statistics, gamma_data,
+                               gamma_dot_data, beta_dot_data, &resources)
+    release(&resources, status)
+
+
+def double_backward(real[:, :] g_dy not None, real[:, :] g_x not None,
+                    double[::1] g_gamma not None, const real[:, :] ddx not None,
+                    const real[:, :] dy not None, const real[:, :] x not None,
+                    double[:, ::1] stats not None, double count, const double[::1] gamma,
+                    const double[::1] ddgamma, const double[::1] ddbeta, int threads):
+    cdef cbn_c.cbn_array g_dy_array, g_x_array, ddx_array, dy_array, x_array
+    cdef cbn_c.cbn_statistics statistics = statistics_of(stats, count)
+    cdef const double *gamma_data = pointer_or_null(gamma)
+    cdef const double *ddgamma_data = pointer_or_null(ddgamma)
+    cdef const double *ddbeta_data = pointer_or_null(ddbeta)
+    cdef cbn_c.cbn_resources resources
+    cdef cbn_c.cbn_status status
+    array_of(&g_dy_array, g_dy)
+    array_of(&g_x_array, g_x)
+    array_of(&ddx_array, ddx)
+    array_of(&dy_array, dy)
+    array_of(&x_array, x)
+    acquire(&resources,
+            cbn_c.cbn_double_backward_scratch_size(x.shape[0], x.shape[1], threads), threads)
+    with nogil:
+        status = cbn_c.cbn_double_backward(&g_dy_array, &g_x_array, &g_gamma[0], &ddx_array,
+                                           &dy_array, &x_array, &statistics, gamma_data,
+                                           ddgamma_data, ddbeta_data, &resources)
     release(&resources, status)
 
 

@@ -19,6 +19,7 @@ cdef extern from "cbn.h" nogil:
         double *mean_low
         double *var
         double *invstd
+        double count
 
     ctypedef struct cbn_resources:
         int threads
@@ -29,6 +30,7 @@ cdef extern from "cbn.h" nogil:
     cbn_status cbn_set_view(cbn_array *array, int ndim, const Py_ssize_t *shape,
                             const Py_ssize_t *strides, int axis)
     size_t cbn_scratch_size(Py_ssize_t rows, Py_ssize_t channels, int threads)
+    size_t cbn_double_backward_scratch_size(Py_ssize_t rows, Py_ssize_t channels, int threads)
 
     cbn_status cbn_forward(cbn_array *y, const cbn_statistics *statistics, const cbn_array *x,
                            const double *gamma, const double *beta, double eps,
@@ -43,6 +45,16 @@ cdef extern from "cbn.h" nogil:
                                       const cbn_statistics *statistics, const cbn_array *dy,
                                       const cbn_array *x, const double *gamma, double eps,
                                       const cbn_resources *resources)
+
+    cbn_status cbn_jvp(cbn_array *y_dot, const cbn_array *x_dot, const cbn_array *x,
+                       const cbn_statistics *statistics, const double *gamma,
+                       const double *gamma_dot, const double *beta_dot,
+                       const cbn_resources *resources)
+    cbn_status cbn_double_backward(cbn_array *g_dy, cbn_array *g_x, double *g_gamma,
+                                   const cbn_array *ddx, const cbn_array *dy, const cbn_array *x,
+                                   const cbn_statistics *statistics, const double *gamma,
+                                   const double *ddgamma, const double *ddbeta,
+                                   const cbn_resources *resources)
 
     const char *cbn_isa_name(int tier)
     int cbn_isa_supported(int tier)

@@ -7,127 +7,42 @@ arguments travel as float64: D numbers cost nothing beside N x D, and the C core
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cbn import _check, _core
+from cbn._arrays import OutputRows, by_dtype, float64, gradient, input_rows, new_output
+from cbn.cache import BatchNormCache
 from cbn.runtime import resolve_threads
 
-_C_NAMES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
-_FORWARD, _INFERENCE, _BACKWARD, _INFERENCE_BACKWARD = (
-    {dtype: function[name] for dtype, name in _C_NAMES.items()}
-    for function in (_core.forward, _core.inference, _core.backward, _core.inference_backward)
-)
+_FORWARD = by_dtype(_core.forward)
+_INFERENCE = by_dtype(_core.inference)
+_BACKWARD = by_dtype(_core.backward)
+_INFERENCE_BACKWARD = by_dtype(_core.inference_backward)
 
 
-class BatchNormCache:
-    """What backward needs to know of a forward call.
-
-    Attributes
-    ----------
-    x : ndarray
-        The input, not a copy of it: to change x between forward and backward is the caller's
-        error. Only when the output was written over x (``out=x``) is it a copy.
-    mean, var, invstd : ndarray of float64, shape (D,)
-        Batch mean, biased batch variance and 1/sqrt(var + eps).
-    count : int
-        Values per channel, N.
-    gamma : ndarray or None
-        The scale as given.
-    eps : float
-    axis : int
-        The channel axis, counted from the front.
-    """
-
-    __slots__ = ("_beta_dtype", "_gamma", "_rows", "_stats", "axis", "eps", "gamma", "x")
-
-    def __init__(
-        self,
-        x: NDArray,
-        rows: NDArray,
-        stats: NDArray[np.float64],
-        gamma: NDArray | None,
-        beta: NDArray | None,
-        eps: float,
-        axis: int,
-    ) -> None:
-        self.x = x
-        self.gamma = gamma
-        self.eps = eps
-        self.axis = axis
-        self._rows = rows
-        self._stats = stats
-        self._gamma = _float64(gamma, copy=True)
-        self._beta_dtype = None if beta is None else _check.result_dtype(beta.dtype)
-
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        return self._stats[0]
-
-    @property
-    def var(self) -> NDArray[np.float64]:
-        return self._stats[2]
-
-    @property
-    def invstd(self) -> NDArray[np.float64]:
-        return self._stats[3]
-
-    @property
-    def count(self) -> int:
-        return self._rows.shape[0]
-
-    def __repr__(self) -> str:
-        return (
-            f"BatchNormCache(x: {self.x.dtype} {self.x.shape}, axis={self.axis}, eps={self.eps},"
-            f" count={self.count})"
-        )
-
-
-def _float64(values: NDArray | None, copy: bool = False) -> NDArray[np.float64] | None:
-    return None if values is None else np.array(values, np.float64, copy=copy or None, order="C")
-
-
-def _rows(array: NDArray, axis: int) -> NDArray:
-    """The array as N rows of D channels; a view if one exists."""
-    if array.ndim == 2 and axis == 1:
-        return array
-    return np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
-
-
-def _kernel_takes(rows: NDArray, dtype: np.dtype) -> bool:
-    adjacent = rows.strides[1] == dtype.itemsize or rows.shape[1] == 1
-    return rows.dtype == dtype and adjacent and rows.flags.aligned
-
-
-def _input_rows(array: NDArray, axis: int, dtype: np.dtype) -> NDArray:
-    rows = _rows(array, axis)
-    return rows if _kernel_takes(rows, dtype) else np.array(rows, dtype, order="C")
-
-
-class _Output:
-    """Rows to compute into, for an array of the caller's shape, dtype and strides."""
-
-    def __init__(self, out: NDArray, axis: int, dtype: np.dtype) -> None:
-        self._out = out
-        self._axis = axis
-        rows = _rows(out, axis)
-        self._direct = np.may_share_memory(rows, out) and _kernel_takes(rows, dtype)
-        self.rows = rows if self._direct else np.empty(rows.shape, dtype)
-
-    def finish(self) -> NDArray:
-        if not self._direct:
-            moved = np.moveaxis(self._out, self._axis, -1)
-            np.copyto(moved, self.rows.reshape(moved.shape), casting="unsafe")
-        return self._out
-
-
-def _fixed_statistics(mean: NDArray, var: NDArray) -> NDArray[np.float64]:
+def fixed_statistics(mean: NDArray, var: NDArray, eps: float) -> NDArray[np.float64]:
+    """Given statistics in the form of the C core: mean, no low part, var, invstd (3)."""
     stats = np.zeros((4, mean.shape[0]))
     stats[0] = mean
     stats[2] = var
+    std = np.sqrt(stats[2] + eps)
+    np.divide(1, std, out=stats[3], where=std != 0)
     return stats
+
+
+def backward_with_sums(
+    dy: NDArray, cache: BatchNormCache, target: OutputRows, threads: int
+) -> tuple[NDArray, NDArray[np.float64], NDArray[np.float64]]:
+    """dx, and the sums of dy * xhat and of dy in float64; the arguments have been checked."""
+    sum_dy_xhat, sum_dy = np.empty((2, cache._stats.shape[1]))
+    if sum_dy.size:
+        kernel = _check.kernel_dtype(cache.x.dtype)
+        _BACKWARD[kernel](
+            *(target.rows, sum_dy_xhat, sum_dy, input_rows(dy, cache.axis, kernel), cache._rows),
+            *(cache._stats, cache.count, cache._gamma, threads),
+        )
+    return target.finish(), sum_dy_xhat, sum_dy
 
 
 def batch_norm_forward(
@@ -145,7 +60,7 @@ def batch_norm_forward(
     out: NDArray | None = None,
     num_threads: int | None = None,
 ) -> tuple[NDArray, BatchNormCache]:
-    """Normalize a batch with its own statistics: training forward, equations (1)-(4).
+    """Normalize a batch with its own statistics: training forward, equations (1)-(5).
 
     Parameters
     ----------
@@ -211,20 +126,20 @@ def batch_norm_forward(
     beta = _check.parameter("beta", beta, channels)
     eps = _check.epsilon(eps)
     threads = resolve_threads(num_threads)
-    result, kernel = _check.result_dtype(x.dtype), _check.kernel_dtype(x.dtype)
+    kernel = _check.kernel_dtype(x.dtype)
     if out is None:
-        out = np.empty_like(x, dtype=result, subok=False)
+        target = new_output(x, axis)
     else:
-        _check.output(out, x.shape, result)
+        _check.output(out, x.shape, _check.result_dtype(x.dtype))
         _check.overlap(out, {"x": x}, gamma=gamma, beta=beta)
         if np.may_share_memory(out, x):
             x = x.copy(order="K")
+        target = OutputRows(out, axis, kernel)
     stats = np.empty((4, channels))
-    rows = _input_rows(x, axis, kernel)
-    target = _Output(out, axis, kernel)
+    rows = input_rows(x, axis, kernel)
     cache = BatchNormCache(x, rows, stats, gamma, beta, eps, axis)
     if channels:
-        _FORWARD[kernel](target.rows, stats, rows, cache._gamma, _float64(beta), eps, threads)
+        _FORWARD[kernel](target.rows, stats, rows, cache._gamma, float64(beta), eps, threads)
     return target.finish(), cache
 
 
@@ -235,7 +150,7 @@ def batch_norm_backward(
     out: NDArray | None = None,
     num_threads: int | None = None,
 ) -> tuple[NDArray, NDArray | None, NDArray | None]:
-    """Gradients of a training forward call, in the closed form of docs/math.md.
+    """Gradients of a training forward call, in closed form, equation (16).
 
     Parameters
     ----------
@@ -266,29 +181,15 @@ def batch_norm_backward(
     x = cache.x
     dy = _check.same_shape("dy", dy, x.shape)
     threads = resolve_threads(num_threads)
-    result, kernel = _check.result_dtype(x.dtype), _check.kernel_dtype(x.dtype)
+    kernel = _check.kernel_dtype(x.dtype)
     if out is None:
-        out = np.empty_like(x, dtype=result, subok=False)
+        target = new_output(x, cache.axis)
     else:
-        _check.output(out, x.shape, result)
+        _check.output(out, x.shape, _check.result_dtype(x.dtype))
         _check.overlap(out, {"dy": dy, "x": x}, gamma=cache.gamma)
-    target = _Output(out, cache.axis, kernel)
-    dgamma, dbeta = np.empty((2, cache._stats.shape[1]))
-    if dgamma.size:
-        rows = _input_rows(dy, cache.axis, kernel)
-        _BACKWARD[kernel](
-            target.rows, dgamma, dbeta, rows, cache._rows, cache._stats, cache._gamma, threads
-        )
-    gamma_dtype = None if cache.gamma is None else _check.result_dtype(cache.gamma.dtype)
-    return target.finish(), _gradient(dgamma, gamma_dtype), _gradient(dbeta, cache._beta_dtype)
-
-
-def _gradient(values: NDArray[np.float64], dtype: Any) -> NDArray | None:
-    """A parameter's gradient in its dtype; too large for it is inf, as in any sum."""
-    if dtype is None:
-        return None
-    with np.errstate(over="ignore"):
-        return values.astype(dtype)
+        target = OutputRows(out, cache.axis, kernel)
+    dx, dgamma, dbeta = backward_with_sums(dy, cache, target, threads)
+    return dx, gradient(dgamma, cache._gamma_dtype), gradient(dbeta, cache._beta_dtype)
 
 
 def batch_norm_inference(
@@ -305,7 +206,7 @@ def batch_norm_inference(
     out: NDArray | None = None,
     num_threads: int | None = None,
 ) -> NDArray:
-    """Normalize with given statistics: y = (x - mean) * gamma / sqrt(var + eps) + beta.
+    """Normalize with given statistics: y = (x - mean) * gamma / sqrt(var + eps) + beta, (42).
 
     Parameters
     ----------
@@ -339,18 +240,18 @@ def batch_norm_inference(
     beta = _check.parameter("beta", beta, channels)
     eps = _check.epsilon(eps)
     threads = resolve_threads(num_threads)
-    result, kernel = _check.result_dtype(x.dtype), _check.kernel_dtype(x.dtype)
+    kernel = _check.kernel_dtype(x.dtype)
     if out is None:
-        out = np.empty_like(x, dtype=result, subok=False)
+        target = new_output(x, axis)
     else:
-        _check.output(out, x.shape, result)
+        _check.output(out, x.shape, _check.result_dtype(x.dtype))
         _check.overlap(out, {"x": x}, mean=mean, var=var, gamma=gamma, beta=beta)
-    target = _Output(out, axis, kernel)
+        target = OutputRows(out, axis, kernel)
     if channels:
-        stats = _fixed_statistics(mean, var)
-        rows = _input_rows(x, axis, kernel)
+        stats = fixed_statistics(mean, var, eps)
+        rows = input_rows(x, axis, kernel)
         _INFERENCE[kernel](
-            target.rows, stats, rows, _float64(gamma), _float64(beta), eps, threads
+            target.rows, stats, rows, float64(gamma), float64(beta), eps, threads
         )
     return target.finish()
 
@@ -367,7 +268,7 @@ def batch_norm_inference_backward(
     out: NDArray | None = None,
     num_threads: int | None = None,
 ) -> tuple[NDArray, NDArray | None, NDArray]:
-    """Gradients of `batch_norm_inference`: the statistics are constants, dx = gamma * invstd * dy.
+    """Gradients of `batch_norm_inference`: dx = gamma * invstd * dy, equation (42).
 
     Parameters
     ----------
@@ -401,23 +302,20 @@ def batch_norm_inference_backward(
     gamma = _check.parameter("gamma", gamma, channels)
     eps = _check.epsilon(eps)
     threads = resolve_threads(num_threads)
-    result, kernel = _check.result_dtype(x.dtype), _check.kernel_dtype(x.dtype)
+    kernel = _check.kernel_dtype(x.dtype)
     if out is None:
-        out = np.empty_like(x, dtype=result, subok=False)
+        target = new_output(x, axis)
     else:
-        _check.output(out, x.shape, result)
+        _check.output(out, x.shape, _check.result_dtype(x.dtype))
         _check.overlap(out, {"dy": dy, "x": x}, mean=mean, var=var, gamma=gamma)
-    target = _Output(out, axis, kernel)
+        target = OutputRows(out, axis, kernel)
     dgamma, dbeta = np.empty((2, channels))
     if channels:
-        stats = _fixed_statistics(mean, var)
-        dy_rows, x_rows = _input_rows(dy, axis, kernel), _input_rows(x, axis, kernel)
+        stats = fixed_statistics(mean, var, eps)
+        dy_rows, x_rows = input_rows(dy, axis, kernel), input_rows(x, axis, kernel)
         _INFERENCE_BACKWARD[kernel](
-            target.rows, dgamma, dbeta, stats, dy_rows, x_rows, _float64(gamma), eps, threads
+            target.rows, dgamma, dbeta, stats, dy_rows, x_rows, float64(gamma), eps, threads
         )
     gamma_dtype = None if gamma is None else _check.result_dtype(gamma.dtype)
-    return (
-        target.finish(),
-        _gradient(dgamma, gamma_dtype),
-        _gradient(dbeta, result if gamma is None else gamma_dtype),
-    )
+    dx = target.finish()
+    return dx, gradient(dgamma, gamma_dtype), gradient(dbeta, gamma_dtype or dx.dtype)

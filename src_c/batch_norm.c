@@ -1,431 +1,377 @@
-/* The order of passes and the split of the work among threads.
- *
- * Every operation is at most three steps: reduce tiles to partial results, finish the channels
- * (merge the partial results, turn them into coefficients), map tiles to the output. Tiles are
- * chunks of rows x strips of channels. Where chunks begin and in which tree their results are
- * merged follows from the number of rows alone, so the bytes of a result do not depend on how the
- * tiles are dealt to threads; strips may follow the threads, because channels are independent.
- */
+/* The operations: what each one reduces, which coefficients follow, what it maps. Equation numbers
+ * are those of docs/math.md. How tiles reach threads is work.c's business. */
 #include <math.h>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "cbn.h"
 #include "channels.h"
-#include "compiler.h"
 #include "dispatch.h"
 #include "layout.h"
+#include "work.h"
 
-/* Work that a further thread must find before it pays for its wake-up, in elements. */
-#define ELEMENTS_PER_THREAD 16384
-
-/* Rows of a chunk: enough to spread the cost of a tile, and at most MAX_CHUNKS of them, which
- * bounds the partial results to 5 % of a float32 input. */
-#define MIN_CHUNK_ROWS 256
-#define MAX_CHUNKS 64
-
-/* A strip shorter than 256 bytes of float32 wastes the lines and pages it touches: below that,
- * threads share the rows instead of the channels. */
-#define MIN_STRIP 64
-
-#define MOMENTS 3 /* base, offset, m2 */
-#define COEFFICIENTS 3
-
-typedef struct job job;
-
-/* One tile or, for `finish`, one range of channels. */
-typedef struct place {
-    ptrdiff_t chunk, channel, channels;
-    void *work;
-} place;
-
-struct job {
+typedef struct operation {
+    cbn_work work;
     const cbn_kernels *kernels;
-    ptrdiff_t rows, channels;
-    ptrdiff_t chunk_rows, chunks;
-    ptrdiff_t strip, strips;
-    int share_rows; /* threads deal in chunks; otherwise each thread has whole strips */
-    int threads;
-
-    void (*start)(const job *, place);  /* a range of channels, before any tile of it */
-    void (*reduce)(const job *, place); /* a tile */
-    void (*finish)(const job *, place); /* a range of channels, all its tiles reduced */
-    void (*map)(const job *, place);    /* a tile, its channels finished */
-
-    cbn_input x, dy;
-    cbn_output out;
-    const double *gamma, *beta;
-    double eps;
+    cbn_input x, dy, ddx;
+    cbn_output out, g_dy;
     cbn_statistics statistics;
+    const double *gamma, *beta; /* beta is also what a tangent adds along one */
+    const double *gamma_dot;    /* and gamma_dot what it adds along xhat */
     double *dgamma, *dbeta;
+    double eps;
+    int partials;                           /* partial results of a tile, per channel */
+    double *partial;                        /* chunks x partials x channels */
+    double *scale, *along_xhat, *along_one; /* coefficients of the map */
+    double *c_dy, *c_ddx, *c_xhat, *c_one;  /* of double backward's second map, (57) */
+    double *zero, *one;
+} operation;
 
-    double *partial;                         /* chunks x MOMENTS x channels */
-    double *scale, *along_xhat, *along_one;  /* coefficients */
-    char *work;                              /* threads x CBN_WORK_BYTES */
-};
+enum { MOMENTS = 3, SUMS = 2, DOUBLE_SUMS = 6, COEFFICIENTS = 3, DOUBLE_COEFFICIENTS = 9 };
 
-/* --- shapes of the work ----------------------------------------------------------------------*/
+/* --- tiles and partial results ---------------------------------------------------------------*/
 
-static ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b)
+static cbn_tile tile_of(const operation *op, cbn_place at)
 {
-    return a / b + (a % b != 0);
+    const ptrdiff_t first = at.chunk * op->work.chunk_rows;
+    return (cbn_tile){cbn_work_chunk_end(&op->work, at.chunk) - first, at.channels, at.work};
 }
 
-static ptrdiff_t chunk_rows_of(ptrdiff_t rows)
+static ptrdiff_t byte_offset(const operation *op, ptrdiff_t stride, cbn_place at)
 {
-    const ptrdiff_t even = ceil_div(ceil_div(rows, MAX_CHUNKS), CBN_BLOCK_ROWS) * CBN_BLOCK_ROWS;
-    return even > MIN_CHUNK_ROWS ? even : MIN_CHUNK_ROWS;
+    return at.chunk * op->work.chunk_rows * stride + at.channel * (ptrdiff_t)op->kernels->itemsize;
 }
 
-static size_t partial_size(ptrdiff_t rows, ptrdiff_t channels)
+static cbn_input input_at(const operation *op, cbn_input in, cbn_place at)
 {
-    const ptrdiff_t chunks = ceil_div(rows, chunk_rows_of(rows));
-    return (size_t)(chunks * channels) * MOMENTS * sizeof(double);
+    return (cbn_input){in.data + byte_offset(op, in.stride, at), in.stride};
 }
 
-static size_t coefficients_size(ptrdiff_t channels)
+static cbn_output output_at(const operation *op, cbn_output out, cbn_place at)
 {
-    return (size_t)channels * COEFFICIENTS * sizeof(double);
+    return (cbn_output){out.data + byte_offset(op, out.stride, at), out.stride};
 }
 
-/* Not more than find enough to do; in floating point, since strides of 0 make rows huge. */
-static int useful_threads(ptrdiff_t rows, ptrdiff_t channels, int threads)
+static cbn_input as_input(cbn_output out) { return (cbn_input){out.data, out.stride}; }
+
+static double *partial_at(const operation *op, ptrdiff_t chunk, int k, cbn_place at)
 {
-    const double most = (double)rows * (double)channels / ELEMENTS_PER_THREAD;
-    return most >= threads ? threads : most < 2 ? 1 : (int)most;
+    return op->partial + (chunk * op->partials + k) * op->work.channels + at.channel;
 }
 
-size_t cbn_scratch_size(ptrdiff_t rows, ptrdiff_t channels, int threads)
+static const double *or_null(const double *values, cbn_place at)
 {
-    return partial_size(rows, channels) + coefficients_size(channels) +
-           (size_t)useful_threads(rows, channels, threads) * CBN_WORK_BYTES;
+    return values == NULL ? NULL : values + at.channel;
 }
 
-static void split(job *j)
+/* Every factor must be readable: kernels look at all of them for channels that need float64. Those
+ * a kernel does not use are given as invstd. */
+static cbn_channels channels_at(const operation *op, cbn_place at)
 {
-    j->chunk_rows = chunk_rows_of(j->rows);
-    j->chunks = ceil_div(j->rows, j->chunk_rows);
-    j->strips = ceil_div(j->channels, CBN_STRIP);
-    j->share_rows = j->threads > 1 && j->channels < j->threads * MIN_STRIP;
-    if (j->share_rows) {
-        if (j->threads > j->chunks) {
-            j->threads = (int)j->chunks;
-        }
-    } else {
-        j->strips = ceil_div(j->strips, j->threads) * j->threads;
-    }
-    j->strip = ceil_div(ceil_div(j->channels, j->strips), 16) * 16;
-    j->strips = ceil_div(j->channels, j->strip);
-}
-
-/* --- threads ---------------------------------------------------------------------------------*/
-
-/* Call `step` on what thread t of T owns of `count` consecutive tasks, optionally last one first:
- * the second pass begins where the first ended, in the cache. */
-static void share(void (*step)(const job *, place), const job *j, int tiles, int backwards, int t,
-                  int threads)
-{
-    const ptrdiff_t count = tiles ? j->chunks * j->strips : j->strips;
-    const ptrdiff_t first = count * t / threads, last = count * (t + 1) / threads;
-    for (ptrdiff_t i = 0; i < last - first; ++i) {
-        const ptrdiff_t task = backwards ? last - 1 - i : first + i;
-        const ptrdiff_t strip = task % j->strips;
-        const ptrdiff_t channel = strip * j->strip;
-        const ptrdiff_t left = j->channels - channel;
-        step(j, (place){task / j->strips, channel, left < j->strip ? left : j->strip,
-                        j->work + (size_t)t * CBN_WORK_BYTES});
-    }
-}
-
-static void barrier(int threads)
-{
-    if (threads > 1) {
-#ifdef _OPENMP
-#pragma omp barrier
-#endif
-    }
-}
-
-static void share_rows(const job *j, int t, int threads)
-{
-    if (j->start != NULL) {
-        share(j->start, j, 0, 0, t, threads);
-        barrier(threads);
-    }
-    if (j->reduce != NULL) {
-        share(j->reduce, j, 1, 0, t, threads);
-        barrier(threads);
-    }
-    if (j->finish != NULL) {
-        share(j->finish, j, 0, 0, t, threads);
-        barrier(threads);
-    }
-    if (j->map != NULL) {
-        share(j->map, j, 1, 1, t, threads);
-    }
-}
-
-/* No barrier: a thread takes its strips through all steps one after another. */
-static void share_strips(const job *j, int t, int threads)
-{
-    const ptrdiff_t first = j->strips * t / threads, last = j->strips * (t + 1) / threads;
-    for (ptrdiff_t strip = first; strip < last; ++strip) {
-        const ptrdiff_t channel = strip * j->strip;
-        const ptrdiff_t left = j->channels - channel;
-        place at = {0, channel, left < j->strip ? left : j->strip,
-                    j->work + (size_t)t * CBN_WORK_BYTES};
-        if (j->start != NULL) {
-            j->start(j, at);
-        }
-        for (at.chunk = 0; j->reduce != NULL && at.chunk < j->chunks; ++at.chunk) {
-            j->reduce(j, at);
-        }
-        if (j->finish != NULL) {
-            j->finish(j, at);
-        }
-        for (at.chunk = j->chunks - 1; j->map != NULL && at.chunk >= 0; --at.chunk) {
-            j->map(j, at);
-        }
-    }
-}
-
-static void run_share(const job *j, int t, int threads)
-{
-    (j->share_rows ? share_rows : share_strips)(j, t, threads);
-}
-
-#if defined(_OPENMP) && defined(__unix__)
-#include <pthread.h>
-#include <stdatomic.h>
-
-/* libgomp's threads do not survive fork(), and a child that asks for them waits for ever
- * (GCC bug 60035). A child of a process that had them runs serially. */
-static atomic_int had_threads, forked_with_threads;
-
-static void after_fork_in_child(void)
-{
-    forked_with_threads = had_threads;
-}
-
-static int threads_allowed(void)
-{
-    if (!atomic_exchange(&had_threads, 1)) {
-        pthread_atfork(NULL, NULL, after_fork_in_child);
-    }
-    return !forked_with_threads && !omp_in_parallel();
-}
-#elif defined(_OPENMP)
-static int threads_allowed(void)
-{
-    return !omp_in_parallel();
-}
-#endif
-
-/* One thread never enters the OpenMP runtime: it may be missing, broken by a fork, or unable to
- * create threads. A runtime that grants fewer threads than asked for changes nothing but time. */
-static void run(const job *j)
-{
-#ifdef _OPENMP
-    if (j->threads > 1 && threads_allowed()) {
-#pragma omp parallel num_threads(j->threads)
-        run_share(j, omp_get_thread_num(), omp_get_num_threads());
-        return;
-    }
-#endif
-    run_share(j, 0, 1);
-}
-
-/* --- steps -----------------------------------------------------------------------------------*/
-
-static cbn_tile tile_of(const job *j, place at)
-{
-    const ptrdiff_t left = j->rows - at.chunk * j->chunk_rows;
-    return (cbn_tile){left < j->chunk_rows ? left : j->chunk_rows, at.channels, at.work};
-}
-
-static cbn_input input_at(const job *j, cbn_input in, place at)
-{
-    in.data += at.chunk * j->chunk_rows * in.stride +
-               at.channel * (ptrdiff_t)j->kernels->itemsize;
-    return in;
-}
-
-static cbn_output output_at(const job *j, cbn_output out, place at)
-{
-    out.data += at.chunk * j->chunk_rows * out.stride +
-                at.channel * (ptrdiff_t)j->kernels->itemsize;
-    return out;
-}
-
-/* The k-th partial result of a chunk, from the place's first channel on. */
-static double *partial_at(const job *j, ptrdiff_t chunk, int k, place at)
-{
-    return j->partial + (chunk * MOMENTS + k) * j->channels + at.channel;
-}
-
-static cbn_channels channels_at(const job *j, place at)
-{
-    return (cbn_channels){
-        .mean = j->statistics.mean + at.channel,
-        .mean_low = j->statistics.mean_low + at.channel,
-        .invstd = j->statistics.invstd + at.channel,
-        .scale = j->scale + at.channel,
-        .along_xhat = j->along_xhat + at.channel,
-        .along_one = j->along_one + at.channel,
-    };
+    const double *const invstd = op->statistics.invstd + at.channel;
+    return (cbn_channels){.mean = op->statistics.mean + at.channel,
+                          .mean_low = op->statistics.mean_low + at.channel,
+                          .invstd = invstd,
+                          .scale = invstd,
+                          .along_xhat = invstd,
+                          .along_one = op->along_one + at.channel};
 }
 
 /* Merge the chunks' partial results into chunk 0 as a binary tree: the error grows with the
  * logarithm of their number, and the tree is the same for every thread count. */
-static void merge_chunks(const job *j, place at, int moments)
+static void merge_chunks(const operation *op, cbn_place at)
 {
-    for (ptrdiff_t step = 1; step < j->chunks; step *= 2) {
-        for (ptrdiff_t i = 0; i + step < j->chunks; i += 2 * step) {
-            const ptrdiff_t start = i * j->chunk_rows, middle = start + step * j->chunk_rows;
-            const ptrdiff_t after = middle + step * j->chunk_rows;
-            const ptrdiff_t end = after < j->rows ? after : j->rows;
-            double *const into[] = {partial_at(j, i, 0, at), partial_at(j, i, 1, at),
-                                    partial_at(j, i, 2, at)};
-            const double *const from[] = {partial_at(j, i + step, 0, at),
-                                          partial_at(j, i + step, 1, at),
-                                          partial_at(j, i + step, 2, at)};
-            if (moments) {
-                cbn_channels_merge_moments(into[0], into[1], into[2], from[0], from[1], from[2],
-                                           middle - start, end - middle, at.channels);
+    const cbn_work *const w = &op->work;
+    for (ptrdiff_t step = 1; step < w->chunks; step *= 2) {
+        for (ptrdiff_t i = 0; i + step < w->chunks; i += 2 * step) {
+            if (op->partials == MOMENTS) {
+                const ptrdiff_t last = i + 2 * step - 1;
+                const ptrdiff_t middle = cbn_work_chunk_end(w, i + step - 1);
+                const ptrdiff_t end =
+                    cbn_work_chunk_end(w, last < w->chunks ? last : w->chunks - 1);
+                cbn_channels_merge_moments(
+                    partial_at(op, i, 0, at), partial_at(op, i, 1, at), partial_at(op, i, 2, at),
+                    partial_at(op, i + step, 0, at), partial_at(op, i + step, 1, at),
+                    partial_at(op, i + step, 2, at), middle - i * w->chunk_rows, end - middle,
+                    at.channels);
             } else {
-                cbn_channels_add(into[0], from[0], at.channels);
-                cbn_channels_add(into[1], from[1], at.channels);
+                for (int k = 0; k < op->partials; ++k) {
+                    cbn_channels_add(partial_at(op, i, k, at), partial_at(op, i + step, k, at),
+                                     at.channels);
+                }
             }
         }
     }
 }
 
-static void scale_step(const job *j, place at)
+/* --- steps of the forward operations ---------------------------------------------------------*/
+
+static void invstd_and_scale(const operation *op, cbn_place at)
 {
-    const double *const gamma = j->gamma == NULL ? NULL : j->gamma + at.channel;
-    cbn_channels_scale(j->scale + at.channel, gamma, j->statistics.invstd + at.channel,
-                       at.channels);
+    double *const invstd = op->statistics.invstd + at.channel;
+    cbn_channels_invstd(invstd, op->statistics.var + at.channel, op->eps, at.channels);
+    cbn_channels_scale(op->scale + at.channel, or_null(op->gamma, at), invstd, at.channels);
 }
 
-static void shift_step(const job *j, place at)
+static void moments_tile(const void *operation_, cbn_place at)
 {
-    const double *const beta = j->beta == NULL ? NULL : j->beta + at.channel;
-    cbn_channels_copy(j->along_one + at.channel, beta, 0, at.channels);
+    const operation *const op = operation_;
+    op->kernels->moments(partial_at(op, at.chunk, 0, at), partial_at(op, at.chunk, 1, at),
+                         partial_at(op, at.chunk, 2, at), input_at(op, op->x, at), tile_of(op, at));
 }
 
-static void invstd_step(const job *j, place at)
+static void normalize_start(const void *operation_, cbn_place at)
 {
-    cbn_channels_invstd(j->statistics.invstd + at.channel, j->statistics.var + at.channel, j->eps,
-                        at.channels);
+    const operation *const op = operation_;
+    invstd_and_scale(op, at);
+    cbn_channels_copy(op->along_one + at.channel, or_null(op->beta, at), 0, at.channels);
 }
 
-static void moments_tile(const job *j, place at)
+static void forward_finish(const void *operation_, cbn_place at)
 {
-    j->kernels->moments(partial_at(j, at.chunk, 0, at), partial_at(j, at.chunk, 1, at),
-                        partial_at(j, at.chunk, 2, at), input_at(j, j->x, at), tile_of(j, at));
-}
-
-static void forward_finish(const job *j, place at)
-{
-    const cbn_statistics *const s = &j->statistics;
-    merge_chunks(j, at, 1);
+    const operation *const op = operation_;
+    const cbn_statistics *const s = &op->statistics;
+    merge_chunks(op, at);
     cbn_channels_statistics(s->mean + at.channel, s->mean_low + at.channel, s->var + at.channel,
-                            partial_at(j, 0, 0, at), partial_at(j, 0, 1, at),
-                            partial_at(j, 0, 2, at), j->rows, at.channels);
-    invstd_step(j, at);
-    scale_step(j, at);
-    shift_step(j, at);
+                            partial_at(op, 0, 0, at), partial_at(op, 0, 1, at),
+                            partial_at(op, 0, 2, at), op->work.rows, at.channels);
+    normalize_start(op, at);
 }
 
-static void normalize_tile(const job *j, place at)
+static void normalize_tile(const void *operation_, cbn_place at)
 {
-    cbn_channels channels = channels_at(j, at);
-    channels.along_xhat = channels.scale; /* every factor is looked at, so each must be one */
-    j->kernels->normalize(output_at(j, j->out, at), input_at(j, j->x, at), tile_of(j, at),
-                          &channels);
+    const operation *const op = operation_;
+    cbn_channels channels = channels_at(op, at);
+    channels.scale = op->scale + at.channel;
+    op->kernels->normalize(output_at(op, op->out, at), input_at(op, op->x, at), tile_of(op, at),
+                           &channels);
 }
 
-static void inference_start(const job *j, place at)
+/* --- steps of the backward operations --------------------------------------------------------*/
+
+static void sums_tile(const void *operation_, cbn_place at)
 {
-    invstd_step(j, at);
-    scale_step(j, at);
-    shift_step(j, at);
+    const operation *const op = operation_;
+    const cbn_channels channels = channels_at(op, at);
+    op->kernels->backward_sums(partial_at(op, at.chunk, 0, at), partial_at(op, at.chunk, 1, at),
+                               input_at(op, op->dy, at), input_at(op, op->x, at), tile_of(op, at),
+                               &channels);
 }
 
-static void sums_tile(const job *j, place at)
+static void sums_finish(const void *operation_, cbn_place at)
 {
-    cbn_channels channels = channels_at(j, at);
-    channels.scale = channels.along_xhat = channels.invstd;
-    j->kernels->backward_sums(partial_at(j, at.chunk, 0, at), partial_at(j, at.chunk, 1, at),
-                              input_at(j, j->dy, at), input_at(j, j->x, at), tile_of(j, at),
-                              &channels);
+    const operation *const op = operation_;
+    merge_chunks(op, at);
+    cbn_channels_copy(op->dbeta + at.channel, partial_at(op, 0, 0, at), 0, at.channels);
+    cbn_channels_copy(op->dgamma + at.channel, partial_at(op, 0, 1, at), 0, at.channels);
 }
 
-static void sums_finish(const job *j, place at)
+/* One value has no gradient, which the rounding of scale would not quite give. */
+static void backward_scale(const operation *op, cbn_place at)
 {
-    merge_chunks(j, at, 0);
-    cbn_channels_copy(j->dbeta + at.channel, partial_at(j, 0, 0, at), 0, at.channels);
-    cbn_channels_copy(j->dgamma + at.channel, partial_at(j, 0, 1, at), 0, at.channels);
-}
-
-/* One row has no gradient; the rounding of scale would otherwise leave some. */
-static void backward_finish(const job *j, place at)
-{
-    double *const scale = j->scale + at.channel;
-    sums_finish(j, at);
-    scale_step(j, at);
-    if (j->rows == 1) {
+    double *const scale = op->scale + at.channel;
+    if (op->statistics.count == 1) {
         cbn_channels_copy(scale, NULL, 0, at.channels);
+    } else {
+        cbn_channels_scale(scale, or_null(op->gamma, at), op->statistics.invstd + at.channel,
+                           at.channels);
     }
-    cbn_channels_project(j->along_xhat + at.channel, j->dgamma + at.channel, scale, j->rows,
-                         at.channels);
-    cbn_channels_project(j->along_one + at.channel, j->dbeta + at.channel, scale, j->rows,
-                         at.channels);
 }
 
-static void dx_tile(const job *j, place at)
+/* The Jacobian's map of sums 0 and 1, plus gamma_dot along xhat and beta along one: (16), (30). */
+static void jacobian_coefficients(const operation *op, const double *sum, const double *sum_xhat,
+                                  cbn_place at)
 {
-    const cbn_channels channels = channels_at(j, at);
-    j->kernels->backward_dx(output_at(j, j->out, at), input_at(j, j->dy, at),
-                            input_at(j, j->x, at), tile_of(j, at), &channels);
+    const double *const scale = op->scale + at.channel;
+    cbn_channels_project(op->along_one + at.channel, sum, scale, op->statistics.count,
+                         or_null(op->beta, at), at.channels);
+    cbn_channels_project(op->along_xhat + at.channel, sum_xhat, scale, op->statistics.count,
+                         or_null(op->gamma_dot, at), at.channels);
 }
 
-/* dx = dy * scale is normalize with a mean of zero. */
-static void inference_backward_start(const job *j, place at)
+static void jvp_finish(const void *operation_, cbn_place at)
 {
-    invstd_step(j, at);
-    scale_step(j, at);
-    cbn_channels_copy(j->along_one + at.channel, NULL, 0, at.channels);
+    const operation *const op = operation_;
+    merge_chunks(op, at);
+    backward_scale(op, at);
+    jacobian_coefficients(op, partial_at(op, 0, 0, at), partial_at(op, 0, 1, at), at);
 }
 
-static void inference_backward_tile(const job *j, place at)
+static void backward_finish(const void *operation_, cbn_place at)
 {
-    cbn_channels channels = channels_at(j, at);
-    sums_tile(j, at);
+    const operation *const op = operation_;
+    sums_finish(op, at);
+    backward_scale(op, at);
+    jacobian_coefficients(op, op->dbeta + at.channel, op->dgamma + at.channel, at);
+}
+
+static cbn_channels jacobian_channels(const operation *op, cbn_place at)
+{
+    cbn_channels channels = channels_at(op, at);
+    channels.scale = op->scale + at.channel;
+    channels.along_xhat = op->along_xhat + at.channel;
+    return channels;
+}
+
+static void dx_tile(const void *operation_, cbn_place at)
+{
+    const operation *const op = operation_;
+    const cbn_channels channels = jacobian_channels(op, at);
+    op->kernels->backward_dx(output_at(op, op->out, at), input_at(op, op->dy, at),
+                             input_at(op, op->x, at), tile_of(op, at), &channels);
+}
+
+static void inference_backward_start(const void *operation_, cbn_place at)
+{
+    const operation *const op = operation_;
+    invstd_and_scale(op, at);
+    cbn_channels_copy(op->along_one + at.channel, NULL, 0, at.channels);
+}
+
+/* (42): dx = dy * scale is normalize with a mean of zero. */
+static void inference_backward_tile(const void *operation_, cbn_place at)
+{
+    const operation *const op = operation_;
+    cbn_channels channels = channels_at(op, at);
+    sums_tile(op, at);
     channels.mean = channels.mean_low = channels.along_one;
-    channels.invstd = channels.along_xhat = channels.scale;
-    j->kernels->normalize(output_at(j, j->out, at), input_at(j, j->dy, at), tile_of(j, at),
-                          &channels);
+    channels.scale = op->scale + at.channel;
+    op->kernels->normalize(output_at(op, op->out, at), input_at(op, op->dy, at), tile_of(op, at),
+                           &channels);
+}
+
+/* --- steps of double backward ----------------------------------------------------------------*/
+
+/* xhat of an array that is taken as it is. */
+static cbn_channels identity_channels(const operation *op, cbn_place at)
+{
+    const double *const zero = op->zero + at.channel, *const one = op->one + at.channel;
+    return (cbn_channels){zero, zero, one, one, one, zero};
+}
+
+static void double_start(const void *operation_, cbn_place at)
+{
+    const operation *const op = operation_;
+    cbn_channels_copy(op->zero + at.channel, NULL, 0, at.channels);
+    cbn_channels_copy(op->one + at.channel, NULL, 1, at.channels);
+}
+
+/* (51): sum_dy, sum_dy_xhat, sum_ddx, sum_ddx_xhat, sum_dy once more, sum_dy_ddx. */
+static void double_tile(const void *operation_, cbn_place at)
+{
+    const operation *const op = operation_;
+    const cbn_channels channels = channels_at(op, at), identity = identity_channels(op, at);
+    const cbn_input x = input_at(op, op->x, at), dy = input_at(op, op->dy, at);
+    const cbn_input ddx = input_at(op, op->ddx, at);
+    const cbn_tile tile = tile_of(op, at);
+    double *sums[DOUBLE_SUMS];
+    for (int k = 0; k < DOUBLE_SUMS; ++k) {
+        sums[k] = partial_at(op, at.chunk, k, at);
+    }
+    op->kernels->backward_sums(sums[0], sums[1], dy, x, tile, &channels);
+    op->kernels->backward_sums(sums[2], sums[3], ddx, x, tile, &channels);
+    op->kernels->backward_sums(sums[4], sums[5], dy, ddx, tile, &identity);
+}
+
+static void double_finish(const void *operation_, cbn_place at)
+{
+    const operation *const op = operation_;
+    merge_chunks(op, at);
+    backward_scale(op, at);
+    jacobian_coefficients(op, partial_at(op, 0, 2, at), partial_at(op, 0, 3, at), at);
+    const cbn_double_sums sums = {partial_at(op, 0, 0, at), partial_at(op, 0, 1, at),
+                                  partial_at(op, 0, 2, at), partial_at(op, 0, 3, at),
+                                  partial_at(op, 0, 5, at)};
+    cbn_channels_double_backward(op->c_dy + at.channel, op->c_ddx + at.channel,
+                                 op->c_xhat + at.channel, op->c_one + at.channel,
+                                 op->dgamma + at.channel, &sums, op->scale + at.channel,
+                                 op->statistics.invstd + at.channel, or_null(op->gamma_dot, at),
+                                 op->statistics.count, at.channels);
+}
+
+/* g_x = (ddx * c_ddx + xhat * c_xhat + c_one), then + dy * c_dy as a second map whose xhat is g_x
+ * itself; g_dy = (50). A block of rows at a time, so that the five arrays meet in the cache. */
+static void double_map(const void *operation_, cbn_place at)
+{
+    const operation *const op = operation_;
+    const cbn_channels to_g_dy = jacobian_channels(op, at);
+    cbn_channels to_g_x = to_g_dy, add_dy = identity_channels(op, at);
+    to_g_x.scale = op->c_ddx + at.channel;
+    to_g_x.along_xhat = op->c_xhat + at.channel;
+    to_g_x.along_one = op->c_one + at.channel;
+    add_dy.scale = op->c_dy + at.channel;
+    cbn_input x = input_at(op, op->x, at), dy = input_at(op, op->dy, at);
+    cbn_input ddx = input_at(op, op->ddx, at);
+    cbn_output g_x = output_at(op, op->out, at), g_dy = output_at(op, op->g_dy, at);
+    cbn_tile tile = tile_of(op, at);
+    for (ptrdiff_t left = tile.rows; left > 0; left -= CBN_BLOCK_ROWS) {
+        tile.rows = left < CBN_BLOCK_ROWS ? left : CBN_BLOCK_ROWS;
+        op->kernels->backward_dx(g_x, ddx, x, tile, &to_g_x);
+        op->kernels->backward_dx(g_x, dy, as_input(g_x), tile, &add_dy);
+        op->kernels->backward_dx(g_dy, ddx, x, tile, &to_g_dy);
+        x.data += tile.rows * x.stride;
+        dy.data += tile.rows * dy.stride;
+        ddx.data += tile.rows * ddx.stride;
+        g_x.data += tile.rows * g_x.stride;
+        g_dy.data += tile.rows * g_dy.stride;
+    }
 }
 
 /* --- operations ------------------------------------------------------------------------------*/
 
+static size_t scratch_size(const cbn_work *w, int partials, int coefficients)
+{
+    const size_t per_channel = (size_t)(w->chunks * partials + coefficients) * sizeof(double);
+    return (size_t)w->channels * per_channel + (size_t)w->threads * CBN_WORK_BYTES;
+}
+
+static size_t scratch_size_of(ptrdiff_t rows, ptrdiff_t channels, int threads, int partials,
+                              int coefficients)
+{
+    if (rows < 1 || channels < 1 || threads < 1) {
+        return 1;
+    }
+    const cbn_work work = cbn_work_split(rows, channels, threads);
+    return scratch_size(&work, partials, coefficients);
+}
+
+size_t cbn_scratch_size(ptrdiff_t rows, ptrdiff_t channels, int threads)
+{
+    return scratch_size_of(rows, channels, threads, MOMENTS, COEFFICIENTS);
+}
+
+size_t cbn_double_backward_scratch_size(ptrdiff_t rows, ptrdiff_t channels, int threads)
+{
+    return scratch_size_of(rows, channels, threads, DOUBLE_SUMS, DOUBLE_COEFFICIENTS);
+}
+
+static void lay_out_scratch(operation *op, void *scratch)
+{
+    const ptrdiff_t channels = op->work.channels;
+    double **const coefficients[DOUBLE_COEFFICIENTS] = {&op->scale, &op->along_xhat, &op->along_one,
+                                                        &op->c_dy,  &op->c_ddx,      &op->c_xhat,
+                                                        &op->c_one, &op->zero,       &op->one};
+    const int count = op->partials == DOUBLE_SUMS ? DOUBLE_COEFFICIENTS : COEFFICIENTS;
+    op->partial = scratch;
+    double *next = op->partial + op->work.chunks * op->partials * channels;
+    for (int k = 0; k < count; ++k, next += channels) {
+        *coefficients[k] = next;
+    }
+    op->work.scratch = (char *)next;
+}
+
 /* Checks what the operations share, lays out the scratch and runs the steps. */
-static cbn_status run_job(job *j, const cbn_array *const arrays[], int count,
-                          const cbn_resources *resources)
+static cbn_status run(operation *op, const cbn_steps *steps, const cbn_array *const arrays[],
+                      int count, const cbn_resources *resources)
 {
     const cbn_array *const first = arrays[0];
     if ((int)first->dtype < 0 || first->dtype >= CBN_DTYPE_COUNT) {
         return CBN_ERROR_DTYPE;
     }
-    j->kernels = cbn_dispatch(first->dtype);
-    if (j->kernels == NULL) {
+    op->kernels = cbn_dispatch(first->dtype);
+    if (op->kernels == NULL) {
         return CBN_ERROR_ISA_UNSUPPORTED;
     }
     for (int i = 0; i < count; ++i) {
-        const cbn_status status = cbn_check_rows(arrays[i], j->kernels->itemsize);
+        const cbn_status status = cbn_check_rows(arrays[i], op->kernels->itemsize);
         if (status != CBN_OK) {
             return status;
         }
@@ -436,7 +382,7 @@ static cbn_status run_job(job *j, const cbn_array *const arrays[], int count,
     if (first->outer < 1 || first->channels < 0) {
         return CBN_ERROR_SHAPE;
     }
-    if (!(j->eps >= 0) || isinf(j->eps)) {
+    if (!(op->eps >= 0) || isinf(op->eps)) {
         return CBN_ERROR_EPS;
     }
     if (resources->threads < 1) {
@@ -445,23 +391,14 @@ static cbn_status run_job(job *j, const cbn_array *const arrays[], int count,
     if (first->channels == 0) {
         return CBN_OK;
     }
-    j->rows = first->outer;
-    j->channels = first->channels;
-    j->threads = useful_threads(j->rows, j->channels, resources->threads);
+    op->work = cbn_work_split(first->outer, first->channels, resources->threads);
+    const int coefficients = op->partials == DOUBLE_SUMS ? DOUBLE_COEFFICIENTS : COEFFICIENTS;
     if (resources->scratch == NULL ||
-        resources->scratch_size < cbn_scratch_size(j->rows, j->channels, resources->threads)) {
+        resources->scratch_size < scratch_size(&op->work, op->partials, coefficients)) {
         return CBN_ERROR_SCRATCH;
     }
-    split(j);
-    char *scratch = resources->scratch;
-    j->partial = (double *)scratch;
-    scratch += partial_size(j->rows, j->channels);
-    j->scale = (double *)scratch;
-    j->along_xhat = j->scale + j->channels;
-    j->along_one = j->along_xhat + j->channels;
-    scratch += coefficients_size(j->channels);
-    j->work = scratch;
-    run(j);
+    lay_out_scratch(op, resources->scratch);
+    cbn_work_run(&op->work, steps, op);
     return CBN_OK;
 }
 
@@ -479,48 +416,46 @@ cbn_status cbn_forward(cbn_array *y, const cbn_statistics *statistics, const cbn
                        const double *gamma, const double *beta, double eps,
                        const cbn_resources *resources)
 {
-    job j = {.reduce = moments_tile,
-             .finish = forward_finish,
-             .map = normalize_tile,
-             .out = output(y),
-             .x = input(x),
-             .gamma = gamma,
-             .beta = beta,
-             .eps = eps,
-             .statistics = *statistics};
-    return run_job(&j, (const cbn_array *const[]){x, y}, 2, resources);
+    const cbn_steps steps = {
+        .reduce = moments_tile, .finish = forward_finish, .map = normalize_tile};
+    operation op = {.partials = MOMENTS,
+                    .out = output(y),
+                    .x = input(x),
+                    .gamma = gamma,
+                    .beta = beta,
+                    .eps = eps,
+                    .statistics = *statistics};
+    return run(&op, &steps, (const cbn_array *const[]){x, y}, 2, resources);
 }
 
 cbn_status cbn_inference(cbn_array *y, const cbn_statistics *statistics, const cbn_array *x,
                          const double *gamma, const double *beta, double eps,
                          const cbn_resources *resources)
 {
-    job j = {.start = inference_start,
-             .map = normalize_tile,
-             .out = output(y),
-             .x = input(x),
-             .gamma = gamma,
-             .beta = beta,
-             .eps = eps,
-             .statistics = *statistics};
-    return run_job(&j, (const cbn_array *const[]){x, y}, 2, resources);
+    const cbn_steps steps = {.start = normalize_start, .map = normalize_tile};
+    operation op = {.out = output(y),
+                    .x = input(x),
+                    .gamma = gamma,
+                    .beta = beta,
+                    .eps = eps,
+                    .statistics = *statistics};
+    return run(&op, &steps, (const cbn_array *const[]){x, y}, 2, resources);
 }
 
 cbn_status cbn_backward(cbn_array *dx, double *dgamma, double *dbeta, const cbn_array *dy,
                         const cbn_array *x, const cbn_statistics *statistics, const double *gamma,
                         const cbn_resources *resources)
 {
-    job j = {.reduce = sums_tile,
-             .finish = backward_finish,
-             .map = dx_tile,
-             .out = output(dx),
-             .dy = input(dy),
-             .x = input(x),
-             .gamma = gamma,
-             .statistics = *statistics,
-             .dgamma = dgamma,
-             .dbeta = dbeta};
-    return run_job(&j, (const cbn_array *const[]){x, dy, dx}, 3, resources);
+    const cbn_steps steps = {.reduce = sums_tile, .finish = backward_finish, .map = dx_tile};
+    operation op = {.partials = SUMS,
+                    .out = output(dx),
+                    .dy = input(dy),
+                    .x = input(x),
+                    .gamma = gamma,
+                    .statistics = *statistics,
+                    .dgamma = dgamma,
+                    .dbeta = dbeta};
+    return run(&op, &steps, (const cbn_array *const[]){x, dy, dx}, 3, resources);
 }
 
 cbn_status cbn_inference_backward(cbn_array *dx, double *dgamma, double *dbeta,
@@ -528,34 +463,55 @@ cbn_status cbn_inference_backward(cbn_array *dx, double *dgamma, double *dbeta,
                                   const cbn_array *x, const double *gamma, double eps,
                                   const cbn_resources *resources)
 {
-    job j = {.start = inference_backward_start,
-             .reduce = inference_backward_tile,
-             .finish = sums_finish,
-             .out = output(dx),
-             .dy = input(dy),
-             .x = input(x),
-             .gamma = gamma,
-             .eps = eps,
-             .statistics = *statistics,
-             .dgamma = dgamma,
-             .dbeta = dbeta};
-    return run_job(&j, (const cbn_array *const[]){x, dy, dx}, 3, resources);
+    const cbn_steps steps = {.start = inference_backward_start,
+                             .reduce = inference_backward_tile,
+                             .finish = sums_finish};
+    operation op = {.partials = SUMS,
+                    .out = output(dx),
+                    .dy = input(dy),
+                    .x = input(x),
+                    .gamma = gamma,
+                    .eps = eps,
+                    .statistics = *statistics,
+                    .dgamma = dgamma,
+                    .dbeta = dbeta};
+    return run(&op, &steps, (const cbn_array *const[]){x, dy, dx}, 3, resources);
 }
 
-int cbn_openmp_version(void)
+cbn_status cbn_jvp(cbn_array *y_dot, const cbn_array *x_dot, const cbn_array *x,
+                   const cbn_statistics *statistics, const double *gamma, const double *gamma_dot,
+                   const double *beta_dot, const cbn_resources *resources)
 {
-#ifdef _OPENMP
-    return _OPENMP;
-#else
-    return 0;
-#endif
+    const cbn_steps steps = {.reduce = sums_tile, .finish = jvp_finish, .map = dx_tile};
+    operation op = {.partials = SUMS,
+                    .out = output(y_dot),
+                    .dy = input(x_dot),
+                    .x = input(x),
+                    .gamma = gamma,
+                    .gamma_dot = gamma_dot,
+                    .beta = beta_dot,
+                    .statistics = *statistics};
+    return run(&op, &steps, (const cbn_array *const[]){x, x_dot, y_dot}, 3, resources);
 }
 
-int cbn_openmp_max_threads(void)
+cbn_status cbn_double_backward(cbn_array *g_dy, cbn_array *g_x, double *g_gamma,
+                               const cbn_array *ddx, const cbn_array *dy, const cbn_array *x,
+                               const cbn_statistics *statistics, const double *gamma,
+                               const double *ddgamma, const double *ddbeta,
+                               const cbn_resources *resources)
 {
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
+    const cbn_steps steps = {
+        .start = double_start, .reduce = double_tile, .finish = double_finish, .map = double_map};
+    operation op = {.partials = DOUBLE_SUMS,
+                    .out = output(g_x),
+                    .g_dy = output(g_dy),
+                    .ddx = input(ddx),
+                    .dy = input(dy),
+                    .x = input(x),
+                    .gamma = gamma,
+                    .gamma_dot = ddgamma,
+                    .beta = ddbeta,
+                    .statistics = *statistics,
+                    .dgamma = g_gamma};
+    return run(&op, &steps, (const cbn_array *const[]){x, dy, ddx, g_dy, g_x}, 5, resources);
 }

@@ -40,12 +40,15 @@ typedef struct cbn_array {
     ptrdiff_t outer_stride, channel_stride, inner_stride; /* bytes, may be 0 or negative */
 } cbn_array;
 
-/* Statistics of a batch or of a population, C float64 each. */
+/* Statistics of a batch or of a population, C float64 each. `count` is the number of values per
+ * channel they were made from, INFINITY for fixed statistics, which no x of the call moves; the
+ * forward operations do not read it. */
 typedef struct cbn_statistics {
     double *mean;
     double *mean_low; /* the part of the mean that did not fit into it */
     double *var;      /* biased: M2 / N */
     double *invstd;   /* 1 / sqrt(var + eps); 0 where var == 0 and eps == 0 */
+    double count;
 } cbn_statistics;
 
 /* How to run: threads >= 1, scratch of at least cbn_scratch_size() bytes. */
@@ -65,10 +68,11 @@ const char *cbn_status_text(cbn_status status);
 cbn_status cbn_set_view(cbn_array *array, int ndim, const ptrdiff_t *shape,
                         const ptrdiff_t *strides, int axis);
 
-/* Bytes of scratch that any function below needs for these sizes. */
+/* Bytes of scratch that a function below needs for these sizes; double backward needs more. */
 size_t cbn_scratch_size(ptrdiff_t rows, ptrdiff_t channels, int threads);
+size_t cbn_double_backward_scratch_size(ptrdiff_t rows, ptrdiff_t channels, int threads);
 
-/* Training forward: statistics of x, then y = xhat * gamma + beta.
+/* Training forward: statistics of x, then y = xhat * gamma + beta, (1)-(5).
  * Given:    gamma, beta: C float64 each, NULL meaning ones and zeros; eps >= 0.
  * Returned: y and all four statistics.
  * Notes:    1) N == 1 gives var = 0 and y = beta. 2) A constant channel has var == 0 to the bit
@@ -77,14 +81,14 @@ cbn_status cbn_forward(cbn_array *y, const cbn_statistics *statistics, const cbn
                        const double *gamma, const double *beta, double eps,
                        const cbn_resources *resources);
 
-/* Inference: y = (x - mean) * invstd * gamma + beta.
+/* Inference: y = (x - mean) * invstd * gamma + beta, (42).
  * Given:    mean, mean_low, var >= 0 of the population.
  * Returned: y and statistics->invstd. */
 cbn_status cbn_inference(cbn_array *y, const cbn_statistics *statistics, const cbn_array *x,
                          const double *gamma, const double *beta, double eps,
                          const cbn_resources *resources);
 
-/* Training backward.
+/* Training backward, (16) with the sums (46).
  * Given:    dy, x, the statistics of x (var is not read) and gamma (NULL meaning ones).
  * Returned: dx, dgamma = sum(dy * xhat), dbeta = sum(dy); the sums float64, never NULL.
  * Notes:    dx may be dy. N == 1 gives dx = 0. */
@@ -92,13 +96,28 @@ cbn_status cbn_backward(cbn_array *dx, double *dgamma, double *dbeta, const cbn_
                         const cbn_array *x, const cbn_statistics *statistics, const double *gamma,
                         const cbn_resources *resources);
 
-/* Backward through inference: the statistics are constants, dx = gamma * invstd * dy.
+/* Backward through inference: the statistics are constants, dx = gamma * invstd * dy, (42).
  * Given:    dy, x, mean, mean_low and var, gamma.
  * Returned: dx, dgamma, dbeta as above, and statistics->invstd. */
 cbn_status cbn_inference_backward(cbn_array *dx, double *dgamma, double *dbeta,
                                   const cbn_statistics *statistics, const cbn_array *dy,
                                   const cbn_array *x, const double *gamma, double eps,
                                   const cbn_resources *resources);
+
+/* Forward mode: the tangent y_dot = J x_dot + xhat * gamma_dot + beta_dot, (30).
+ * Given:    tangents x_dot, gamma_dot, beta_dot; the last two NULL meaning zeros. */
+cbn_status cbn_jvp(cbn_array *y_dot, const cbn_array *x_dot, const cbn_array *x,
+                   const cbn_statistics *statistics, const double *gamma, const double *gamma_dot,
+                   const double *beta_dot, const cbn_resources *resources);
+
+/* The gradient of <ddx, dx> + <ddgamma, dgamma> + <ddbeta, dbeta> in dy, x and gamma, (50)-(57).
+ * Given:    ddgamma, ddbeta NULL meaning zeros.
+ * Returned: g_dy, g_x, g_gamma; neither output may be an input. */
+cbn_status cbn_double_backward(cbn_array *g_dy, cbn_array *g_x, double *g_gamma,
+                               const cbn_array *ddx, const cbn_array *dy, const cbn_array *x,
+                               const cbn_statistics *statistics, const double *gamma,
+                               const double *ddgamma, const double *ddbeta,
+                               const cbn_resources *resources);
 
 /* ISA tiers. cbn_isa_name(i) is the i-th tier this build has, slowest first, NULL past the end;
  * cbn_isa_supported(i) says whether this CPU runs it. */

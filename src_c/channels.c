@@ -51,11 +51,40 @@ void cbn_channels_scale(double *scale, const double *gamma, const double *invstd
     }
 }
 
-void cbn_channels_project(double *along, const double *sum, const double *scale, ptrdiff_t rows,
-                          ptrdiff_t count)
+static double mean_over(double sum, double n) { return isinf(n) ? 0 : sum / n; }
+
+void cbn_channels_project(double *along, const double *sum, const double *scale, double n,
+                          const double *plus, ptrdiff_t count)
 {
     for (ptrdiff_t j = 0; j < count; ++j) {
-        along[j] = -scale[j] * (sum[j] / (double)rows);
+        along[j] = (plus == NULL ? 0 : plus[j]) - scale[j] * mean_over(sum[j], n);
+    }
+}
+
+void cbn_channels_double_backward(double *c_dy, double *c_ddx, double *c_xhat, double *c_one,
+                                  double *g_gamma, const cbn_double_sums *sum, const double *scale,
+                                  const double *invstd, const double *ddgamma, double n,
+                                  ptrdiff_t count)
+{
+    const double share = isinf(n) ? 0 : 1 / n;
+    for (ptrdiff_t j = 0; j < count; ++j) {
+        const double mean_ddx = mean_over(sum->ddx[j], n);
+        const double mean_ddx_xhat = mean_over(sum->ddx_xhat[j], n);
+        const double e_ddx =
+            (sum->dy_ddx[j] - sum->dy[j] * mean_ddx) - sum->dy_xhat[j] * mean_ddx_xhat;
+        const double dd = ddgamma == NULL ? 0 : ddgamma[j];
+        const double by_dy = invstd[j] * (dd - scale[j] * mean_ddx_xhat);
+        const double by_ddx = -scale[j] * invstd[j] * sum->dy_xhat[j];
+        const double by_xhat =
+            (-by_dy * sum->dy_xhat[j] - by_ddx * mean_ddx_xhat) - scale[j] * invstd[j] * e_ddx;
+        const double by_one = -by_dy * sum->dy[j] - by_ddx * mean_ddx;
+        /* One value has neither gradient nor curvature; roundings would not quite cancel. */
+        const double alive = n == 1 ? 0 : 1;
+        c_dy[j] = alive * by_dy;
+        c_ddx[j] = alive * by_ddx * share;
+        c_xhat[j] = alive * by_xhat * share;
+        c_one[j] = alive * by_one * share;
+        g_gamma[j] = alive * (invstd[j] * e_ddx);
     }
 }
 

@@ -24,9 +24,22 @@ void cbn_channels_invstd(double *invstd, const double *var, double eps, ptrdiff_
 /* scale = gamma * invstd; gamma NULL means ones. */
 void cbn_channels_scale(double *scale, const double *gamma, const double *invstd, ptrdiff_t count);
 
-/* mean_over_rows = sum / rows * -scale: the coefficient of a sum in dx. */
-void cbn_channels_project(double *along, const double *sum, const double *scale, ptrdiff_t rows,
-                          ptrdiff_t count);
+/* along = plus - scale * sum / count: what the sum contributes to every row, (16) and (30). plus
+ * NULL means zeros; an infinite count, that of fixed statistics, gives plus alone. */
+void cbn_channels_project(double *along, const double *sum, const double *scale, double n,
+                          const double *plus, ptrdiff_t count);
+
+/* The sums that double backward reduces, (51). */
+typedef struct cbn_double_sums {
+    const double *dy, *dy_xhat, *ddx, *ddx_xhat, *dy_ddx;
+} cbn_double_sums;
+
+/* The coefficients of g_x, those of ddx, xhat and one times 1/n, and g_gamma: (52)-(57).
+ * scale = gamma * invstd, ddgamma NULL means zeros. */
+void cbn_channels_double_backward(double *c_dy, double *c_ddx, double *c_xhat, double *c_one,
+                                  double *g_gamma, const cbn_double_sums *sum, const double *scale,
+                                  const double *invstd, const double *ddgamma, double n,
+                                  ptrdiff_t count);
 
 /* A copy of `from`, or `value` throughout where from is NULL. */
 void cbn_channels_copy(double *to, const double *from, double value, ptrdiff_t count);

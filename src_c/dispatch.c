@@ -48,10 +48,7 @@ static int cpu_has_avx512(void)
 }
 #endif
 
-static int always(void)
-{
-    return 1;
-}
+static int always(void) { return 1; }
 
 /* Slowest first. */
 static const struct {
@@ -78,10 +75,7 @@ const char *cbn_isa_name(int tier)
     return tier >= 0 && tier < TIERS ? tiers[tier].tier->name : NULL;
 }
 
-int cbn_isa_supported(int tier)
-{
-    return tier >= 0 && tier < TIERS && tiers[tier].supported();
-}
+int cbn_isa_supported(int tier) { return tier >= 0 && tier < TIERS && tiers[tier].supported(); }
 
 static cbn_status choose_by_name(const char *name)
 {
@@ -113,10 +107,7 @@ cbn_status cbn_isa_choose(void)
     return CBN_OK;
 }
 
-const char *cbn_isa_chosen(void)
-{
-    return chosen == NULL ? NULL : chosen->name;
-}
+const char *cbn_isa_chosen(void) { return chosen == NULL ? NULL : chosen->name; }
 
 const cbn_kernels *cbn_dispatch(cbn_dtype dtype)
 {

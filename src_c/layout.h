@@ -4,7 +4,8 @@
 
 #include "cbn.h"
 
-/* CBN_OK when the array is rows of adjacent channels of `itemsize` bytes: S == 1, any row stride. */
+/* CBN_OK when the array is rows of adjacent channels of `itemsize` bytes: S == 1, any row stride.
+ */
 cbn_status cbn_check_rows(const cbn_array *array, size_t itemsize);
 
 /* Equal sizes and dtype. */

@@ -1,4 +1,4 @@
-/* dx = dy * scale + xhat * along_xhat + along_one.                     docs/math.md, closed forms
+/* dx = dy * scale + xhat * along_xhat + along_one.                          docs/math.md (16), (30)
  *
  * With scale = gamma * invstd, along_xhat = -scale * sum(dy * xhat) / N and
  * along_one = -scale * sum(dy) / N this is the backward pass; the same map with other coefficients
@@ -27,8 +27,7 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
         CBN_SIMD
         for (ptrdiff_t j = 0; j < cols; ++j) {
             const CBN_WORK xhat = ((CBN_LOAD(x0, j) - high[j]) - low[j]) * invstd[j];
-            CBN_STORE(dx0, j,
-                      (CBN_LOAD(dy0, j) * scale[j] + xhat * along_xhat[j]) + along_one[j]);
+            CBN_STORE(dx0, j, (CBN_LOAD(dy0, j) * scale[j] + xhat * along_xhat[j]) + along_one[j]);
         }
     }
 }

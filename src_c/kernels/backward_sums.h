@@ -1,4 +1,4 @@
-/* sum(dy) = dbeta and sum(dy * xhat) = dgamma of each channel.               docs/math.md (5), (6)
+/* sum(dy) = dbeta and sum(dy * xhat) = dgamma of each channel.               docs/math.md (7), (8)
  *
  * Four rows at a time as a tree in the working type, over a block of CBN_BLOCK_ROWS rows, then
  * into float64. xhat is recomputed from x: storing it would cost a write and a read of N x D.

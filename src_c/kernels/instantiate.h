@@ -30,10 +30,8 @@
 #define CBN_TEXT_(a) #a
 #define CBN_TEXT(a) CBN_TEXT_(a)
 #define CBN_KERNELS(dtype, element)                                                                \
-    {                                                                                              \
-        sizeof(element), CBN_JOIN(moments, dtype, CBN_ISA), CBN_JOIN(normalize, dtype, CBN_ISA),   \
-            CBN_JOIN(backward_sums, dtype, CBN_ISA), CBN_JOIN(backward_dx, dtype, CBN_ISA)         \
-    }
+    {sizeof(element), CBN_JOIN(moments, dtype, CBN_ISA), CBN_JOIN(normalize, dtype, CBN_ISA),      \
+     CBN_JOIN(backward_sums, dtype, CBN_ISA), CBN_JOIN(backward_dx, dtype, CBN_ISA)}
 
 #define CBN_TIER_(isa) cbn_tier_##isa
 #define CBN_TIER(isa) CBN_TIER_(isa)

@@ -39,7 +39,8 @@ typedef struct cbn_tile {
 } cbn_tile;
 
 /* Per-channel numbers that the maps and backward_sums read. A kernel uses those in its formula, yet
- * every one must be readable: float32 kernels look at all of them for channels that need float64. */
+ * every one must be readable: float32 kernels look at all of them for channels that need float64.
+ */
 typedef struct cbn_channels {
     const double *mean, *mean_low;
     const double *invstd;

@@ -38,7 +38,7 @@ static void CBN_NAME(moments_block)(CBN_WORK *s, CBN_WORK *q, const CBN_ELEMENT 
     }
 }
 
-/* Merge a block of n rows into the `before` rows seen already.              docs/math.md, merging */
+/* Merge a block of n rows into the `before` rows seen already.              docs/math.md (44) */
 static void CBN_NAME(moments_fold)(double *base, double *offset, double *m2, const CBN_WORK *s,
                                    const CBN_WORK *q, const CBN_ELEMENT *anchor, ptrdiff_t n,
                                    ptrdiff_t before, ptrdiff_t cols)
@@ -82,10 +82,7 @@ static void CBN_NAME(moments_next_anchor)(CBN_ELEMENT *anchor, const double *bas
 
 #ifdef CBN_WIDE
 /* Clear of overflow and underflow. */
-CBN_INLINE int CBN_NAME(moments_trust)(CBN_WORK q)
-{
-    return (q >= 0x1p-110f) & (q <= 0x1p120f);
-}
+CBN_INLINE int CBN_NAME(moments_trust)(CBN_WORK q) { return (q >= 0x1p-110f) & (q <= 0x1p120f); }
 
 static int CBN_NAME(moments_all_trusted)(const CBN_WORK *q, ptrdiff_t cols)
 {
@@ -156,8 +153,8 @@ CBN_UNUSED static void CBN_NAME(moments)(double *base, double *offset, double *m
         CBN_NAME(moments_block)(s, q, anchor, block, n, cols);
 #ifdef CBN_WIDE
         if (!CBN_NAME(moments_all_trusted)(q, cols) &&
-            !CBN_NAME(moments_untrusted_are_constant)(q, CBN_SCRATCH(CBN_WORK, 3), anchor, block,
-                                                      n, cols)) {
+            !CBN_NAME(moments_untrusted_are_constant)(q, CBN_SCRATCH(CBN_WORK, 3), anchor, block, n,
+                                                      cols)) {
             double *const wide_s = CBN_SCRATCH(double, 4);
             double *const wide_q = CBN_SCRATCH(double, 5);
             CBN_NAME(moments_again)(wide_s, wide_q, s, q, anchor, block, n, cols);

@@ -1,5 +1,5 @@
 /* y = (x - mean) * scale + along_one, with scale = gamma * invstd and along_one = beta.
- *                                                                       docs/math.md (3), (4)
+ *                                                                       docs/math.md (4), (5)
  * The mean is a high and a low part in the working type, ((x - high) - low) * scale + along_one:
  * x * scale + (beta - mean * scale) would cancel for a large mean. Every operation is rounded
  * once, in this order, on every tier.

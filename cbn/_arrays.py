@@ -1,0 +1,73 @@
+"""Arrays of any strides as the rows the kernels take, and back; no arithmetic, no error texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbn import _check
+
+# The compiled functions' names for the dtypes they compute in.
+_C_NAMES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
+
+
+def by_dtype(function: Any) -> dict[np.dtype, Any]:
+    """The variants of a fused function; looked up once, since its own dispatch takes 2 us."""
+    return {dtype: function[name] for dtype, name in _C_NAMES.items()}
+
+
+def float64(values: NDArray | None, copy: bool = False) -> NDArray[np.float64] | None:
+    """Per-channel values in the one form the C core takes."""
+    return None if values is None else np.array(values, np.float64, copy=copy or None, order="C")
+
+
+def _rows(array: NDArray, axis: int) -> NDArray:
+    """The array as N rows of D channels; a view if one exists."""
+    if array.ndim == 2 and axis == 1:
+        return array
+    return np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
+
+
+def _kernel_takes(rows: NDArray, dtype: np.dtype) -> bool:
+    adjacent = rows.strides[1] == dtype.itemsize or rows.shape[1] == 1
+    return rows.dtype == dtype and adjacent and rows.flags.aligned
+
+
+def input_rows(array: NDArray, axis: int, dtype: np.dtype) -> NDArray:
+    """(N, D) rows of `dtype` with adjacent channels; a copy where the array has none."""
+    rows = _rows(array, axis)
+    return rows if _kernel_takes(rows, dtype) else np.array(rows, dtype, order="C")
+
+
+class OutputRows:
+    """Rows to compute into, for an array of the caller's shape, dtype and strides."""
+
+    def __init__(self, out: NDArray, axis: int, dtype: np.dtype) -> None:
+        self._out = out
+        self._axis = axis
+        rows = _rows(out, axis)
+        self._direct = np.may_share_memory(rows, out) and _kernel_takes(rows, dtype)
+        self.rows = rows if self._direct else np.empty(rows.shape, dtype)
+
+    def finish(self) -> NDArray:
+        """The array, with the rows in their places."""
+        if not self._direct:
+            moved = np.moveaxis(self._out, self._axis, -1)
+            np.copyto(moved, self.rows.reshape(moved.shape), casting="unsafe")
+        return self._out
+
+
+def new_output(x: NDArray, axis: int) -> OutputRows:
+    """A fresh array for a result of x's shape."""
+    out = np.empty_like(x, dtype=_check.result_dtype(x.dtype), subok=False)
+    return OutputRows(out, axis, _check.kernel_dtype(x.dtype))
+
+
+def gradient(values: NDArray[np.float64], dtype: np.dtype | None) -> NDArray | None:
+    """A parameter's gradient in its dtype, None for none; what it cannot hold is inf."""
+    if dtype is None:
+        return None
+    with np.errstate(over="ignore"):
+        return values.astype(dtype)

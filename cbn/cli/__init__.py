@@ -1,0 +1,58 @@
+"""The command ``cbn``, one file a subcommand.
+
+Exit status: 0 done, 1 a check failed, 2 the command could not be run as given, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from cbn._version import __version__
+from cbn.cli import check, demo, info
+from cbn.cli._options import CommandError, Parser
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit status.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments after the name of the command; ``sys.argv[1:]`` by default.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    SystemExit
+        With status 2 for arguments that are wrong, with 0 after ``--help`` and ``--version``.
+    """
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.run is None:
+        parser.print_help()
+        return 0
+    try:
+        return options.run(options)
+    except CommandError as error:
+        print(f"cbn {options.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"cbn {options.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="cbn", description="Batch normalization for NumPy.")
+    parser.add_argument("--version", action="version", version=f"cbn {__version__}")
+    parser.set_defaults(run=None)
+    subparsers = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
+    for module in (info, demo, check):
+        module.register(subparsers)
+    return parser

@@ -1,0 +1,264 @@
+"""Every other derivative of batch norm, from the cache of a forward call.
+
+The Jacobian of a channel is symmetric, so the kernels of backward serve them all. A cache of
+`batch_norm_inference_cache` gives the derivatives of inference instead. Equations are those of
+docs/math.md.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cbn import _check, _core
+from cbn._arrays import by_dtype, float64, gradient, input_rows, new_output
+from cbn.cache import BatchNormCache
+from cbn.functional import backward_with_sums, fixed_statistics
+from cbn.runtime import get_num_threads, resolve_threads
+
+_INFERENCE = by_dtype(_core.inference)
+_JVP = by_dtype(_core.jvp)
+_DOUBLE_BACKWARD = by_dtype(_core.double_backward)
+
+
+class StagedGradients(NamedTuple):
+    """All gradients along the computation graph, as `batch_norm_backward_staged` returns them."""
+
+    dx: NDArray
+    """x's shape, equation (12)."""
+    dgamma: NDArray | None
+    """Shape (D,), equation (8); None if gamma was not given."""
+    dbeta: NDArray | None
+    """Shape (D,), equation (7); None if beta was not given."""
+    dxhat: NDArray
+    """x's shape, equation (9)."""
+    dvar: NDArray[np.float64]
+    """Shape (D,), equation (10)."""
+    dmean: NDArray[np.float64]
+    """Shape (D,), equation (11)."""
+
+
+def batch_norm_inference_cache(
+    x: ArrayLike,
+    mean: ArrayLike,
+    var: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: int | None = None,
+    eps: float = 1e-5,
+) -> BatchNormCache:
+    """A cache with given statistics, for the derivatives of `batch_norm_inference`.
+
+    Parameters
+    ----------
+    x, mean, var, gamma, beta, axis, eps
+        As for `batch_norm_inference`; beta only decides whether there is a dbeta.
+
+    Returns
+    -------
+    BatchNormCache
+        With ``count`` inf: x does not move the statistics, so the Jacobian is diagonal.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `batch_norm_inference`.
+    """
+    x = _check.real_array("x", x)
+    axis = _check.batch(x, axis)
+    channels = x.shape[axis]
+    mean = _check.statistic("mean", mean, channels)
+    var = _check.variance(var, channels)
+    gamma = _check.parameter("gamma", gamma, channels)
+    beta = _check.parameter("beta", beta, channels)
+    eps = _check.epsilon(eps)
+    rows = input_rows(x, axis, _check.kernel_dtype(x.dtype))
+    stats = fixed_statistics(mean, var, eps)
+    return BatchNormCache(x, rows, stats, gamma, beta, eps, axis, fixed=True)
+
+
+def batch_norm_jvp(
+    x_dot: ArrayLike,
+    cache: BatchNormCache,
+    gamma_dot: ArrayLike | None = None,
+    beta_dot: ArrayLike | None = None,
+    *,
+    num_threads: int | None = None,
+) -> NDArray:
+    """Forward mode: the tangent of y, J x_dot + xhat gamma_dot + beta_dot, equation (30).
+
+    Parameters
+    ----------
+    x_dot : array_like, x's shape
+        Tangent of x.
+    cache : BatchNormCache
+    gamma_dot, beta_dot : array_like, shape (D,), optional
+        Tangents of gamma and beta, of any real floating dtype; zero when not given. They may be
+        given where gamma and beta were not: those are then ones and zeros that move.
+    num_threads : int, optional
+
+    Returns
+    -------
+    y_dot : ndarray
+        Of x's shape and y's dtype.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A wrong shape, length or dtype, cache of another type.
+    """
+    _check.cache(cache, BatchNormCache)
+    channels = cache._stats.shape[1]
+    x_dot = _check.same_shape("x_dot", x_dot, cache.x.shape)
+    gamma_dot = _check.parameter("gamma_dot", gamma_dot, channels)
+    beta_dot = _check.parameter("beta_dot", beta_dot, channels)
+    threads = resolve_threads(num_threads)
+    kernel = _check.kernel_dtype(cache.x.dtype)
+    target = new_output(cache.x, cache.axis)
+    if channels:
+        _JVP[kernel](
+            *(target.rows, input_rows(x_dot, cache.axis, kernel), cache._rows, cache._stats),
+            *(cache.count, cache._gamma, float64(gamma_dot), float64(beta_dot), threads),
+        )
+    return target.finish()
+
+
+def batch_norm_double_backward(
+    ddx: ArrayLike,
+    dy: ArrayLike,
+    cache: BatchNormCache,
+    ddgamma: ArrayLike | None = None,
+    ddbeta: ArrayLike | None = None,
+    *,
+    num_threads: int | None = None,
+) -> tuple[NDArray, NDArray, NDArray | None]:
+    """Gradients of <ddx, dx> + <ddgamma, dgamma> + <ddbeta, dbeta>, equations (50)-(57).
+
+    Parameters
+    ----------
+    ddx : array_like, x's shape
+        Gradient of a second loss in the dx of backward.
+    dy : array_like, x's shape
+        What backward was given.
+    cache : BatchNormCache
+    ddgamma, ddbeta : array_like, shape (D,), optional
+        Gradients in dgamma and dbeta, of any real floating dtype; zero when not given.
+    num_threads : int, optional
+
+    Returns
+    -------
+    g_dy, g_x : ndarray
+        Gradients in dy and x, of x's shape and y's dtype.
+    g_gamma : ndarray of shape (D,), or None
+        Gradient in gamma, in its dtype; None if gamma was not given. There is none in beta:
+        backward does not contain it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A wrong shape, length or dtype, cache of another type.
+    """
+    _check.cache(cache, BatchNormCache)
+    channels = cache._stats.shape[1]
+    ddx = _check.same_shape("ddx", ddx, cache.x.shape)
+    dy = _check.same_shape("dy", dy, cache.x.shape)
+    ddgamma = _check.parameter("ddgamma", ddgamma, channels)
+    ddbeta = _check.parameter("ddbeta", ddbeta, channels)
+    threads = resolve_threads(num_threads)
+    kernel = _check.kernel_dtype(cache.x.dtype)
+    g_dy, g_x = new_output(cache.x, cache.axis), new_output(cache.x, cache.axis)
+    g_gamma = np.empty(channels)
+    if channels:
+        ddx_rows, dy_rows = (input_rows(a, cache.axis, kernel) for a in (ddx, dy))
+        _DOUBLE_BACKWARD[kernel](
+            *(g_dy.rows, g_x.rows, g_gamma, ddx_rows, dy_rows, cache._rows, cache._stats),
+            *(cache.count, cache._gamma, float64(ddgamma), float64(ddbeta), threads),
+        )
+    return g_dy.finish(), g_x.finish(), gradient(g_gamma, cache._gamma_dtype)
+
+
+def batch_norm_backward_staged(
+    dy: ArrayLike, cache: BatchNormCache, *, num_threads: int | None = None
+) -> StagedGradients:
+    """Backward with the gradients of the intermediate xhat, var and mean, equations (7)-(12).
+
+    Parameters
+    ----------
+    dy : array_like, x's shape
+    cache : BatchNormCache
+    num_threads : int, optional
+
+    Returns
+    -------
+    StagedGradients
+        dx, dgamma, dbeta as `batch_norm_backward`; dxhat of y's dtype; dvar and dmean float64.
+        With given statistics (`batch_norm_inference_cache`) dvar and dmean are the gradients in
+        those.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `batch_norm_backward`.
+    """
+    _check.cache(cache, BatchNormCache)
+    dy = _check.same_shape("dy", dy, cache.x.shape)
+    threads = resolve_threads(num_threads)
+    dx, sum_dy_xhat, sum_dy = backward_with_sums(
+        dy, cache, new_output(cache.x, cache.axis), threads
+    )
+    gamma = 1.0 if cache._gamma is None else cache._gamma
+    return StagedGradients(
+        dx,
+        gradient(sum_dy_xhat, cache._gamma_dtype),
+        gradient(sum_dy, cache._beta_dtype),
+        dxhat=_scaled(dy, cache, threads),
+        dvar=-gamma * cache.invstd**2 * sum_dy_xhat / 2,
+        dmean=-gamma * cache.invstd * sum_dy,
+    )
+
+
+def _scaled(dy: NDArray, cache: BatchNormCache, threads: int) -> NDArray:
+    """gamma * dy (9): inference with mean 0 and variance 1."""
+    kernel = _check.kernel_dtype(cache.x.dtype)
+    target = new_output(cache.x, cache.axis)
+    if cache._stats.shape[1]:
+        stats = fixed_statistics(np.zeros_like(cache.mean), np.ones_like(cache.var), 0.0)
+        rows = input_rows(dy, cache.axis, kernel)
+        _INFERENCE[kernel](target.rows, stats, rows, cache._gamma, None, 0.0, threads)
+    return target.finish()
+
+
+def batch_norm_jacobian(cache: BatchNormCache) -> NDArray:
+    """The Jacobian of y in x, channel by channel, equation (22).
+
+    Parameters
+    ----------
+    cache : BatchNormCache
+
+    Returns
+    -------
+    J : ndarray, shape (D, N, N)
+        J[d, k, i] = dy[k, d] / dx[i, d] in y's dtype, symmetric in k and i; rows in C order of the
+        axes other than the channel axis. It has D * N * N elements: for small batches.
+
+    Raises
+    ------
+    TypeError
+        cache of another type.
+    """
+    _check.cache(cache, BatchNormCache)
+    rows, channels = cache._rows.shape
+    kernel = cache._rows.dtype
+    xhat = np.empty((rows, channels), kernel)
+    if channels:
+        stats = cache._stats.copy()
+        _INFERENCE[kernel](xhat, stats, cache._rows, None, None, cache.eps, get_num_threads())
+    scale = cache.invstd if cache._gamma is None else cache._gamma * cache.invstd
+    jacobian = xhat.T[:, :, None] * xhat.T[:, None, :]
+    jacobian += 1
+    jacobian *= (-scale / cache.count).astype(kernel)[:, None, None]
+    np.einsum("dii->di", jacobian)[...] += scale.astype(kernel)[:, None]
+    return jacobian.astype(_check.result_dtype(cache.x.dtype), copy=False)

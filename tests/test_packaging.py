@@ -1,0 +1,129 @@
+"""What is installed beside the code: metadata, stubs, build facts; and builds that cannot work."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import import_module, metadata, resources
+from pathlib import Path
+
+import pytest
+
+import cbn
+from cbn._build_config import CONFIG
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
+
+
+def test_version_is_the_same_everywhere():
+    source = (ROOT / "cbn" / "_version.py").read_text(encoding="utf-8")
+    assert cbn.__version__ == metadata.version("cbn") == ast.literal_eval(source.split("=")[-1])
+
+
+def test_metadata():
+    found = metadata.metadata("cbn")
+    assert found["License-Expression"] == "BSD-3-Clause"
+    assert found["Requires-Python"] == ">=3.11"
+    assert found.get_all("Provides-Extra") == ["demo"]
+    always = [text for text in metadata.requires("cbn") if "extra ==" not in text]
+    assert always == ["numpy>=2.0"]
+
+
+def test_the_command_is_installed():
+    (command,) = metadata.entry_points(group="console_scripts", name="cbn")
+    assert command.value == "cbn.cli:main"
+    assert callable(command.load())
+
+
+@pytest.mark.parametrize("name", ["py.typed", "_core.pyi", "_build_config.py"])
+def test_installed_files(name):
+    assert (resources.files("cbn") / name).is_file()
+
+
+def test_every_package_is_listed_and_imports():
+    listed = PYPROJECT["tool"]["setuptools"]["packages"]
+    folders = sorted((ROOT / "cbn").rglob("__init__.py"))
+    found = [".".join(path.parent.relative_to(ROOT).parts) for path in folders]
+    assert sorted(listed) == sorted(found)
+    for name in listed:
+        import_module(name)
+
+
+def test_the_test_group_can_run_the_demo():
+    demo = PYPROJECT["project"]["optional-dependencies"]["demo"]
+    assert set(demo) <= set(PYPROJECT["dependency-groups"]["test"])
+
+
+def test_linters_are_pinned():
+    assert all("==" in requirement for requirement in PYPROJECT["dependency-groups"]["lint"])
+
+
+def test_build_config():
+    assert re.search(r"\d+\.\d+", CONFIG["compiler"]["version"])
+    assert CONFIG["openmp"]["enabled"] is bool(CONFIG["openmp"]["flags"])
+    assert next(iter(CONFIG["isa_flags"])) == "baseline"
+    assert CONFIG["isa_flags"]["baseline"] == []
+    if CONFIG["machine"] == "x86_64":
+        assert list(CONFIG["isa_flags"]) == ["baseline", "avx2", "avx512"]
+        assert set(CONFIG["isa_flags"]["avx2"]) < set(CONFIG["isa_flags"]["avx512"])
+
+
+def build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Compile into `folder`, leaving the source folder alone."""
+    arguments = ["-q", "build_ext", "--build-lib", folder / "lib", "--build-temp", folder / "temp"]
+    return subprocess.run(
+        [sys.executable, "setup.py", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"CIBUILDWHEEL": "0"} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def without_openmp(tmp_path):
+    """A compiler that refuses OpenMP."""
+    compiler = tmp_path / "serial-cc"
+    compiler.write_text('#!/bin/sh\ncase " $* " in *" -fopenmp "*) exit 1;; esac\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    return str(compiler)
+
+
+on_posix = pytest.mark.skipif(os.name == "nt", reason="CC does not choose the compiler on Windows")
+
+
+@on_posix
+def test_a_missing_compiler_is_named_with_its_remedy(tmp_path):
+    run = build(tmp_path, CC="no-such-compiler")
+    assert run.returncode != 0
+    assert "no working C compiler was found (tried: no-such-compiler)" in run.stderr
+    assert "build-essential" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@on_posix
+def test_without_openmp_the_build_is_serial_and_says_so(tmp_path, without_openmp):
+    run = build(tmp_path, CC=without_openmp)
+    assert run.returncode == 0, run.stderr
+    assert "OpenMP does not work" in run.stderr
+    assert "cbn will run on one thread" in run.stderr
+    config = {}
+    exec((tmp_path / "lib" / "cbn" / "_build_config.py").read_text(encoding="utf-8"), config)
+    assert config["CONFIG"]["openmp"] == {"enabled": False, "flags": []}
+
+
+@on_posix
+def test_wheels_are_never_serial_by_accident(tmp_path, without_openmp):
+    run = build(tmp_path, CC=without_openmp, CIBUILDWHEEL="1")
+    assert run.returncode != 0
+    assert "OpenMP does not work" in run.stderr and "CBN_NO_OPENMP=1" in run.stderr
+    assert "Traceback" not in run.stderr
