@@ -32,7 +32,9 @@ def real_array(name: str, value: Any) -> np.ndarray:
         else:
             array = np.asarray(value)
     except ValueError as error:
-        raise ValueError(f"{name}: expected an array, got {type(value).__name__}: {error}") from None
+        raise ValueError(
+            f"{name}: expected an array, got {type(value).__name__}: {error}"
+        ) from None
     if not (_is_float(array.dtype) or array.dtype.kind in "biu"):
         raise TypeError(
             f"{name}: expected a real dtype (float32, float64, float16, bfloat16, an integer or"
@@ -186,7 +188,9 @@ def _shares(a: np.ndarray, b: np.ndarray) -> bool:
 def _self_overlapping(out: np.ndarray) -> bool:
     """True for broadcast arrays, windows and the like: an axis that steps inside the inner ones."""
     reach = out.itemsize
-    for stride, size in sorted((abs(s), n) for s, n in zip(out.strides, out.shape) if n > 1):
+    for stride, size in sorted(
+        (abs(s), n) for s, n in zip(out.strides, out.shape, strict=True) if n > 1
+    ):
         if stride < reach:
             return True
         reach += stride * (size - 1)

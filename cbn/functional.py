@@ -1,4 +1,4 @@
-"""The operators on arrays: defaults, allocation, one call down. Equations are those of docs/math.md.
+"""The operators on arrays: defaults, allocation, one call down; equations of docs/math.md.
 
 Design: arguments are checked in _check, arrays become (N, D) rows that the kernels take, as views
 where the strides permit and as copies elsewhere, and one compiled call does the work. Per-channel
@@ -250,9 +250,7 @@ def batch_norm_inference(
     if channels:
         stats = fixed_statistics(mean, var, eps)
         rows = input_rows(x, axis, kernel)
-        _INFERENCE[kernel](
-            target.rows, stats, rows, float64(gamma), float64(beta), eps, threads
-        )
+        _INFERENCE[kernel](target.rows, stats, rows, float64(gamma), float64(beta), eps, threads)
     return target.finish()
 
 

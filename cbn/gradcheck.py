@@ -101,7 +101,8 @@ def check_vjp(
         deviation of the argument and at least a thousandth of that.
     tolerance : float, optional
         Largest relative error that passes. By default ``max(1e-9, 64 * finfo.eps)`` of the
-        coarsest dtype of `args`: 1e-9 for float64, 7.6e-6 for float32.
+        coarsest dtype of `args`: 1e-9 for float64, 7.6e-6 for float32. Where `f` is large and
+        nearly flat, its own rounding hides the difference; a larger length helps.
     max_probes : int
         Largest number of probes an argument. A probe calls `f` about 11 times.
 
@@ -273,7 +274,7 @@ def check_batch_norm(
     rng : int or numpy.random.Generator
         Seed or source of dy, of the tangents and of the directions.
     max_probes : int, optional
-        Largest number of probes a gradient. By default 64, and fewer (at least 4) for an x of more
+        Largest number of probes a gradient. By default 64, and fewer (at least 2) for an x of more
         than 65536 elements, which keeps the time of a check within a few seconds per million.
 
     Returns
@@ -311,7 +312,7 @@ def check_batch_norm(
         )
     rounding = 8 * _spacing(dtype)
     if max_probes is None:
-        max_probes = max(4, min(MAX_PROBES, 2**22 // max(x.size, 1)))
+        max_probes = max(2, min(MAX_PROBES, 2**22 // max(x.size, 1)))
 
     def forward(x, gamma, beta):
         return cbn.batch_norm_forward(x, gamma, beta, axis=axis, eps=eps)

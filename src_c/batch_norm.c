@@ -8,6 +8,11 @@
 #include "layout.h"
 #include "work.h"
 
+/* Partial results of a tile, and coefficients that finished channels have, per channel. */
+enum { MOMENTS = 3, SUMS = 2, DOUBLE_SUMS = 6 };
+enum { SCALE, ALONG_XHAT, ALONG_ONE, COEFFICIENTS };
+enum { C_DY = COEFFICIENTS, C_DDX, C_XHAT, C_ONE, ZERO, ONE, DOUBLE_COEFFICIENTS };
+
 typedef struct operation {
     cbn_work work;
     const cbn_kernels *kernels;
@@ -15,19 +20,13 @@ typedef struct operation {
     cbn_output out, g_dy;
     cbn_statistics statistics;
     const double *gamma, *beta; /* beta is also what a tangent adds along one */
-    const double *gamma_dot;    /* and gamma_dot what it adds along xhat */
+    const double *gamma_dot;    /* what it adds along xhat */
     double *dgamma, *dbeta;
     double eps;
-    int partials;                           /* partial results of a tile, per channel */
-    double *partial;                        /* chunks x partials x channels */
-    double *scale, *along_xhat, *along_one; /* coefficients of the map */
-    double *c_dy, *c_ddx, *c_xhat, *c_one;  /* of double backward's second map, (57) */
-    double *zero, *one;
+    int partials;
+    double *partial;      /* chunks x partials x channels */
+    double *coefficients; /* one of the enums above x channels */
 } operation;
-
-enum { MOMENTS = 3, SUMS = 2, DOUBLE_SUMS = 6, COEFFICIENTS = 3, DOUBLE_COEFFICIENTS = 9 };
-
-/* --- tiles and partial results ---------------------------------------------------------------*/
 
 static cbn_tile tile_of(const operation *op, cbn_place at)
 {
@@ -50,11 +49,14 @@ static cbn_output output_at(const operation *op, cbn_output out, cbn_place at)
     return (cbn_output){out.data + byte_offset(op, out.stride, at), out.stride};
 }
 
-static cbn_input as_input(cbn_output out) { return (cbn_input){out.data, out.stride}; }
-
 static double *partial_at(const operation *op, ptrdiff_t chunk, int k, cbn_place at)
 {
     return op->partial + (chunk * op->partials + k) * op->work.channels + at.channel;
+}
+
+static double *coefficient(const operation *op, int k, cbn_place at)
+{
+    return op->coefficients + k * op->work.channels + at.channel;
 }
 
 static const double *or_null(const double *values, cbn_place at)
@@ -72,7 +74,7 @@ static cbn_channels channels_at(const operation *op, cbn_place at)
                           .invstd = invstd,
                           .scale = invstd,
                           .along_xhat = invstd,
-                          .along_one = op->along_one + at.channel};
+                          .along_one = coefficient(op, ALONG_ONE, at)};
 }
 
 /* Merge the chunks' partial results into chunk 0 as a binary tree: the error grows with the
@@ -102,13 +104,11 @@ static void merge_chunks(const operation *op, cbn_place at)
     }
 }
 
-/* --- steps of the forward operations ---------------------------------------------------------*/
-
 static void invstd_and_scale(const operation *op, cbn_place at)
 {
     double *const invstd = op->statistics.invstd + at.channel;
     cbn_channels_invstd(invstd, op->statistics.var + at.channel, op->eps, at.channels);
-    cbn_channels_scale(op->scale + at.channel, or_null(op->gamma, at), invstd, at.channels);
+    cbn_channels_scale(coefficient(op, SCALE, at), or_null(op->gamma, at), invstd, at.channels);
 }
 
 static void moments_tile(const void *operation_, cbn_place at)
@@ -122,7 +122,7 @@ static void normalize_start(const void *operation_, cbn_place at)
 {
     const operation *const op = operation_;
     invstd_and_scale(op, at);
-    cbn_channels_copy(op->along_one + at.channel, or_null(op->beta, at), 0, at.channels);
+    cbn_channels_copy(coefficient(op, ALONG_ONE, at), or_null(op->beta, at), 0, at.channels);
 }
 
 static void forward_finish(const void *operation_, cbn_place at)
@@ -140,12 +140,10 @@ static void normalize_tile(const void *operation_, cbn_place at)
 {
     const operation *const op = operation_;
     cbn_channels channels = channels_at(op, at);
-    channels.scale = op->scale + at.channel;
+    channels.scale = coefficient(op, SCALE, at);
     op->kernels->normalize(output_at(op, op->out, at), input_at(op, op->x, at), tile_of(op, at),
                            &channels);
 }
-
-/* --- steps of the backward operations --------------------------------------------------------*/
 
 static void sums_tile(const void *operation_, cbn_place at)
 {
@@ -167,7 +165,7 @@ static void sums_finish(const void *operation_, cbn_place at)
 /* One value has no gradient, which the rounding of scale would not quite give. */
 static void backward_scale(const operation *op, cbn_place at)
 {
-    double *const scale = op->scale + at.channel;
+    double *const scale = coefficient(op, SCALE, at);
     if (op->statistics.count == 1) {
         cbn_channels_copy(scale, NULL, 0, at.channels);
     } else {
@@ -180,10 +178,10 @@ static void backward_scale(const operation *op, cbn_place at)
 static void jacobian_coefficients(const operation *op, const double *sum, const double *sum_xhat,
                                   cbn_place at)
 {
-    const double *const scale = op->scale + at.channel;
-    cbn_channels_project(op->along_one + at.channel, sum, scale, op->statistics.count,
+    const double *const scale = coefficient(op, SCALE, at);
+    cbn_channels_project(coefficient(op, ALONG_ONE, at), sum, scale, op->statistics.count,
                          or_null(op->beta, at), at.channels);
-    cbn_channels_project(op->along_xhat + at.channel, sum_xhat, scale, op->statistics.count,
+    cbn_channels_project(coefficient(op, ALONG_XHAT, at), sum_xhat, scale, op->statistics.count,
                          or_null(op->gamma_dot, at), at.channels);
 }
 
@@ -206,8 +204,8 @@ static void backward_finish(const void *operation_, cbn_place at)
 static cbn_channels jacobian_channels(const operation *op, cbn_place at)
 {
     cbn_channels channels = channels_at(op, at);
-    channels.scale = op->scale + at.channel;
-    channels.along_xhat = op->along_xhat + at.channel;
+    channels.scale = coefficient(op, SCALE, at);
+    channels.along_xhat = coefficient(op, ALONG_XHAT, at);
     return channels;
 }
 
@@ -223,7 +221,7 @@ static void inference_backward_start(const void *operation_, cbn_place at)
 {
     const operation *const op = operation_;
     invstd_and_scale(op, at);
-    cbn_channels_copy(op->along_one + at.channel, NULL, 0, at.channels);
+    cbn_channels_copy(coefficient(op, ALONG_ONE, at), NULL, 0, at.channels);
 }
 
 /* (42): dx = dy * scale is normalize with a mean of zero. */
@@ -233,7 +231,7 @@ static void inference_backward_tile(const void *operation_, cbn_place at)
     cbn_channels channels = channels_at(op, at);
     sums_tile(op, at);
     channels.mean = channels.mean_low = channels.along_one;
-    channels.scale = op->scale + at.channel;
+    channels.scale = coefficient(op, SCALE, at);
     op->kernels->normalize(output_at(op, op->out, at), input_at(op, op->dy, at), tile_of(op, at),
                            &channels);
 }
@@ -243,15 +241,16 @@ static void inference_backward_tile(const void *operation_, cbn_place at)
 /* xhat of an array that is taken as it is. */
 static cbn_channels identity_channels(const operation *op, cbn_place at)
 {
-    const double *const zero = op->zero + at.channel, *const one = op->one + at.channel;
+    const double *const zero = coefficient(op, ZERO, at);
+    const double *const one = coefficient(op, ONE, at);
     return (cbn_channels){zero, zero, one, one, one, zero};
 }
 
 static void double_start(const void *operation_, cbn_place at)
 {
     const operation *const op = operation_;
-    cbn_channels_copy(op->zero + at.channel, NULL, 0, at.channels);
-    cbn_channels_copy(op->one + at.channel, NULL, 1, at.channels);
+    cbn_channels_copy(coefficient(op, ZERO, at), NULL, 0, at.channels);
+    cbn_channels_copy(coefficient(op, ONE, at), NULL, 1, at.channels);
 }
 
 /* (51): sum_dy, sum_dy_xhat, sum_ddx, sum_ddx_xhat, sum_dy once more, sum_dy_ddx. */
@@ -280,9 +279,9 @@ static void double_finish(const void *operation_, cbn_place at)
     const cbn_double_sums sums = {partial_at(op, 0, 0, at), partial_at(op, 0, 1, at),
                                   partial_at(op, 0, 2, at), partial_at(op, 0, 3, at),
                                   partial_at(op, 0, 5, at)};
-    cbn_channels_double_backward(op->c_dy + at.channel, op->c_ddx + at.channel,
-                                 op->c_xhat + at.channel, op->c_one + at.channel,
-                                 op->dgamma + at.channel, &sums, op->scale + at.channel,
+    cbn_channels_double_backward(coefficient(op, C_DY, at), coefficient(op, C_DDX, at),
+                                 coefficient(op, C_XHAT, at), coefficient(op, C_ONE, at),
+                                 op->dgamma + at.channel, &sums, coefficient(op, SCALE, at),
                                  op->statistics.invstd + at.channel, or_null(op->gamma_dot, at),
                                  op->statistics.count, at.channels);
 }
@@ -294,10 +293,10 @@ static void double_map(const void *operation_, cbn_place at)
     const operation *const op = operation_;
     const cbn_channels to_g_dy = jacobian_channels(op, at);
     cbn_channels to_g_x = to_g_dy, add_dy = identity_channels(op, at);
-    to_g_x.scale = op->c_ddx + at.channel;
-    to_g_x.along_xhat = op->c_xhat + at.channel;
-    to_g_x.along_one = op->c_one + at.channel;
-    add_dy.scale = op->c_dy + at.channel;
+    to_g_x.scale = coefficient(op, C_DDX, at);
+    to_g_x.along_xhat = coefficient(op, C_XHAT, at);
+    to_g_x.along_one = coefficient(op, C_ONE, at);
+    add_dy.scale = coefficient(op, C_DY, at);
     cbn_input x = input_at(op, op->x, at), dy = input_at(op, op->dy, at);
     cbn_input ddx = input_at(op, op->ddx, at);
     cbn_output g_x = output_at(op, op->out, at), g_dy = output_at(op, op->g_dy, at);
@@ -305,7 +304,7 @@ static void double_map(const void *operation_, cbn_place at)
     for (ptrdiff_t left = tile.rows; left > 0; left -= CBN_BLOCK_ROWS) {
         tile.rows = left < CBN_BLOCK_ROWS ? left : CBN_BLOCK_ROWS;
         op->kernels->backward_dx(g_x, ddx, x, tile, &to_g_x);
-        op->kernels->backward_dx(g_x, dy, as_input(g_x), tile, &add_dy);
+        op->kernels->backward_dx(g_x, dy, (cbn_input){g_x.data, g_x.stride}, tile, &add_dy);
         op->kernels->backward_dx(g_dy, ddx, x, tile, &to_g_dy);
         x.data += tile.rows * x.stride;
         dy.data += tile.rows * dy.stride;
@@ -315,47 +314,28 @@ static void double_map(const void *operation_, cbn_place at)
     }
 }
 
-/* --- operations ------------------------------------------------------------------------------*/
-
-static size_t scratch_size(const cbn_work *w, int partials, int coefficients)
+static int coefficients_of(int partials)
 {
-    const size_t per_channel = (size_t)(w->chunks * partials + coefficients) * sizeof(double);
-    return (size_t)w->channels * per_channel + (size_t)w->threads * CBN_WORK_BYTES;
+    return partials == DOUBLE_SUMS ? DOUBLE_COEFFICIENTS : COEFFICIENTS;
 }
 
-static size_t scratch_size_of(ptrdiff_t rows, ptrdiff_t channels, int threads, int partials,
-                              int coefficients)
+static size_t scratch_size(const cbn_work *w, int partials)
 {
-    if (rows < 1 || channels < 1 || threads < 1) {
-        return 1;
-    }
-    const cbn_work work = cbn_work_split(rows, channels, threads);
-    return scratch_size(&work, partials, coefficients);
+    const ptrdiff_t per_channel = w->chunks * partials + coefficients_of(partials);
+    return (size_t)(w->channels * per_channel) * sizeof(double) +
+           (size_t)w->threads * CBN_WORK_BYTES;
 }
 
 size_t cbn_scratch_size(ptrdiff_t rows, ptrdiff_t channels, int threads)
 {
-    return scratch_size_of(rows, channels, threads, MOMENTS, COEFFICIENTS);
+    const cbn_work work = cbn_work_split(rows, channels, threads);
+    return scratch_size(&work, MOMENTS);
 }
 
 size_t cbn_double_backward_scratch_size(ptrdiff_t rows, ptrdiff_t channels, int threads)
 {
-    return scratch_size_of(rows, channels, threads, DOUBLE_SUMS, DOUBLE_COEFFICIENTS);
-}
-
-static void lay_out_scratch(operation *op, void *scratch)
-{
-    const ptrdiff_t channels = op->work.channels;
-    double **const coefficients[DOUBLE_COEFFICIENTS] = {&op->scale, &op->along_xhat, &op->along_one,
-                                                        &op->c_dy,  &op->c_ddx,      &op->c_xhat,
-                                                        &op->c_one, &op->zero,       &op->one};
-    const int count = op->partials == DOUBLE_SUMS ? DOUBLE_COEFFICIENTS : COEFFICIENTS;
-    op->partial = scratch;
-    double *next = op->partial + op->work.chunks * op->partials * channels;
-    for (int k = 0; k < count; ++k, next += channels) {
-        *coefficients[k] = next;
-    }
-    op->work.scratch = (char *)next;
+    const cbn_work work = cbn_work_split(rows, channels, threads);
+    return scratch_size(&work, DOUBLE_SUMS);
 }
 
 /* Checks what the operations share, lays out the scratch and runs the steps. */
@@ -392,12 +372,14 @@ static cbn_status run(operation *op, const cbn_steps *steps, const cbn_array *co
         return CBN_OK;
     }
     op->work = cbn_work_split(first->outer, first->channels, resources->threads);
-    const int coefficients = op->partials == DOUBLE_SUMS ? DOUBLE_COEFFICIENTS : COEFFICIENTS;
     if (resources->scratch == NULL ||
-        resources->scratch_size < scratch_size(&op->work, op->partials, coefficients)) {
+        resources->scratch_size < scratch_size(&op->work, op->partials)) {
         return CBN_ERROR_SCRATCH;
     }
-    lay_out_scratch(op, resources->scratch);
+    op->partial = resources->scratch;
+    op->coefficients = op->partial + op->work.chunks * op->partials * op->work.channels;
+    op->work.scratch =
+        (char *)(op->coefficients + coefficients_of(op->partials) * op->work.channels);
     cbn_work_run(&op->work, steps, op);
     return CBN_OK;
 }

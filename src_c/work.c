@@ -25,7 +25,7 @@ static ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return a / b + (a % b != 0
 static int useful_threads(ptrdiff_t rows, ptrdiff_t channels, int threads)
 {
     const double most = (double)rows * (double)channels / ELEMENTS_PER_THREAD;
-    return most >= threads ? threads : most < 2 ? 1 : (int)most;
+    return most < 2 || threads < 1 ? 1 : most < threads ? (int)most : threads;
 }
 
 cbn_work cbn_work_split(ptrdiff_t rows, ptrdiff_t channels, int threads)
@@ -34,7 +34,7 @@ cbn_work cbn_work_split(ptrdiff_t rows, ptrdiff_t channels, int threads)
     const ptrdiff_t even = ceil_div(ceil_div(rows, MAX_CHUNKS), CBN_BLOCK_ROWS) * CBN_BLOCK_ROWS;
     w.chunk_rows = even > MIN_CHUNK_ROWS ? even : MIN_CHUNK_ROWS;
     w.chunks = ceil_div(rows, w.chunk_rows);
-    w.strips = ceil_div(channels, CBN_STRIP);
+    w.strips = channels > CBN_STRIP ? ceil_div(channels, CBN_STRIP) : 1;
     w.threads = useful_threads(rows, channels, threads);
     w.by_rows = w.threads > 1 && channels < (ptrdiff_t)w.threads * MIN_STRIP;
     if (!w.by_rows) {
@@ -42,7 +42,7 @@ cbn_work cbn_work_split(ptrdiff_t rows, ptrdiff_t channels, int threads)
     } else if (w.threads > w.chunks) {
         w.threads = (int)w.chunks;
     }
-    w.strip = ceil_div(ceil_div(channels, w.strips), 16) * 16;
+    w.strip = ceil_div(ceil_div(channels > 0 ? channels : 1, w.strips), 16) * 16;
     w.strips = ceil_div(channels, w.strip);
     return w;
 }

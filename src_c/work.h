@@ -35,7 +35,7 @@ typedef struct cbn_steps {
     cbn_step map;    /* a tile, its strip finished */
 } cbn_steps;
 
-/* Everything but `scratch`. rows, channels, threads >= 1; fewer threads where they do not pay. */
+/* Everything but `scratch`; fewer threads where they do not pay. */
 cbn_work cbn_work_split(ptrdiff_t rows, ptrdiff_t channels, int threads);
 
 /* First row after a chunk. */

@@ -285,7 +285,7 @@ def _plot(runs: list[History], path: Path) -> None:
         panels[i].fill_between(run.steps, low, high, color=color, alpha=0.25, linewidth=0)
         panels[i].plot(run.steps, middle, color=color)
         panels[i].set_title(f"A sigmoid of the last layer, {run.name}", fontsize="medium")
-        panels[i].set_ylabel("input, 15-50-85 %")
+        panels[i].set_ylabel("input\n(15, 50, 85 %)")
     axes.legend(loc="lower right")
     panels[0].tick_params(labelbottom=False)
     panels[1].set_xlabel("training steps")

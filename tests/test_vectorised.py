@@ -1,0 +1,116 @@
+"""The compiler made vector code of the kernels' plain loops, of the tier's width, without FMA."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from cbn import _core, show_config
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads ELF through binutils")
+
+MACHINE = platform.machine()
+TIERS = list(show_config("dicts")["isa_flags"])
+
+# Multiplications, subtractions and additions of one turn of each kernel's main loop.
+MAIN_LOOP = {
+    "moments": (8, 8, 16),
+    "normalize": (4, 8, 4),
+    "backward_sums": (8, 8, 8),
+    "backward_dx": (3, 2, 2),
+}
+VERBS = ("mul", "sub", "add")
+
+if MACHINE == "aarch64":
+    WIDE_TIERS = {}
+    SUFFIX = {"f32": ".4s", "f64": ".2d"}
+    CONTRACTED = re.compile(r"fn?m(add|sub)|fml[as]l?2?")
+else:
+    WIDE_TIERS = {"avx2": "y", "avx512": "z"}
+    SUFFIX = {"f32": "ps", "f64": "pd"}
+    CONTRACTED = re.compile(r"vfn?m(add|sub|addsub|subadd)\d*[ps][sd]")
+
+
+def packed(verb, dtype, tier):
+    """A pattern of the instruction that does `verb` to a whole register of the tier's width."""
+    if MACHINE == "aarch64":
+        return re.compile(rf"f{verb}\s+v\d+\{SUFFIX[dtype]}\b.*")
+    width = WIDE_TIERS.get(tier, "x")
+    return re.compile(rf"v?{verb}{SUFFIX[dtype]}\s.*%{width}mm\d+")
+
+
+def objdump(option):
+    command = ["objdump", option, "--no-show-raw-insn", _core.__file__]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+def source_files():
+    """The source file of each address at which a local function begins."""
+    files, current = {}, None
+    for line in objdump("--syms"):
+        if file := re.search(r" df \*ABS\*\s+\w+\s+(\S+)$", line):
+            current = file[1]
+        elif function := re.match(r"(\w+) l .* F ", line):
+            files[int(function[1], 16)] = current
+    return files
+
+
+@pytest.fixture(scope="module")
+def functions():
+    """(name, tier, instructions) of every function of the extension module."""
+    tier_of = {address: Path(file).stem for address, file in source_files().items()}
+    found, body = [], None
+    for line in objdump("--disassemble"):
+        if head := re.fullmatch(r"([0-9a-f]+) <(.+)>:", line):
+            tier = tier_of.get(int(head[1], 16))
+            body = []
+            found.append((head[2], tier if tier in TIERS else "none", body))
+        elif instruction := re.fullmatch(r"\s*[0-9a-f]+:\t(.+)", line):
+            body.append(instruction[1].strip())
+    assert len(found) > 50
+    return found
+
+
+@pytest.fixture(scope="module")
+def kernels(functions):
+    """The instructions by (kernel, dtype, tier), helpers such as moments_block with their kernel."""
+    found = defaultdict(list)
+    for name, tier, body in functions:
+        match = re.match(rf"({'|'.join(MAIN_LOOP)})(?:_\w+?)?_(f32|f32_wide|f64)_{tier}\b", name)
+        if match:
+            found[match[1], match[2], tier] += body
+    return found
+
+
+@pytest.mark.parametrize("isa", TIERS)
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("kernel", MAIN_LOOP)
+def test_the_main_loop_is_vector_code(kernel, dtype, isa, kernels):
+    body = kernels[kernel, dtype, isa]
+    assert body, "no such symbols: was the module stripped?"
+    for verb, least in zip(VERBS, MAIN_LOOP[kernel], strict=True):
+        pattern = packed(verb, dtype, isa)
+        count = sum(bool(pattern.fullmatch(line)) for line in body)
+        assert count >= least, f"{count} of {verb}"
+
+
+def test_products_are_rounded_before_they_are_added(functions):
+    for name, _, body in functions:
+        fused = [line for line in body if CONTRACTED.match(line)]
+        assert not fused, (name, fused[0])
+
+
+@pytest.mark.skipif(MACHINE == "aarch64", reason="registers have one width")
+def test_wide_registers_stay_in_their_tier(functions):
+    """What runs before the CPU was asked, or on the baseline, must not need AVX."""
+    forbidden = {"avx512": None, "avx2": re.compile("%zmm")}
+    for name, tier, body in functions:
+        pattern = forbidden.get(tier, re.compile("%[yz]mm")) or re.compile("$^")
+        wide = [line for line in body if pattern.search(line)]
+        assert not wide, (name, tier, wide[0])
