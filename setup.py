@@ -104,9 +104,11 @@ class BuildExt(build_ext):
         flags = [*self.toolchain["c"], *self.openmp["compile"]]
         if switched_on("CBN_WERROR"):
             flags += self.toolchain["werror"]
-        ext.extra_objects = self.compile_c(sorted(map(str, Path("src_c").glob("*.c"))), flags)
-        for tier, tier_flags in self.isa_flags().items():
-            ext.extra_objects += self.compile_c([f"src_c/isa/{tier}.c"], [*flags, *tier_flags])
+        folder = ext.include_dirs[0]
+        ext.extra_objects = self.compile_c(sorted(map(str, Path(folder).glob("*.c"))), flags)
+        if ext.name == "cbn._core":
+            for tier, tier_flags in self.isa_flags().items():
+                ext.extra_objects += self.compile_c([f"src_c/isa/{tier}.c"], [*flags, *tier_flags])
         ext.extra_compile_args = self.toolchain["cython"]
         ext.extra_link_args = self.openmp["link"]
         ext.libraries = self.toolchain["libraries"]
@@ -204,14 +206,7 @@ if sys.platform == "darwin":
     # A universal2 Python would compile every file for two processors with one set of flags.
     os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
 
-core = Extension(
-    "cbn._core",
-    ["cbn/_core.pyx"],
-    include_dirs=["src_c"],
-    depends=[str(path) for path in sorted(Path("src_c").rglob("*.[ch]"))],
-)
-core.cython_c_in_temp = True
-core.cython_directives = {
+DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
     "wraparound": False,
@@ -222,4 +217,20 @@ core.cython_directives = {
     "freethreading_compatible": True,
 }
 
-setup(ext_modules=[core], cmdclass={"build_ext": BuildExt})
+
+def extension(name, source, c_folder):
+    ext = Extension(
+        name,
+        [source],
+        include_dirs=[c_folder],
+        depends=[str(path) for path in sorted(Path(c_folder).rglob("*.[ch]"))],
+    )
+    ext.cython_c_in_temp = True
+    ext.cython_directives = DIRECTIVES
+    return ext
+
+
+core = extension("cbn._core", "cbn/_core.pyx", "src_c")
+floor = extension("cbn._floor", "benchmarks/_floor.pyx", "benchmarks")
+
+setup(ext_modules=[core, floor], cmdclass={"build_ext": BuildExt})

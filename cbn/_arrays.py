@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ def _rows(array: NDArray, axis: int) -> NDArray:
     """The array as N rows of D channels; a view if one exists."""
     if array.ndim == 2 and axis == 1:
         return array
-    return np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
+    channels = array.shape[axis]
+    rows = math.prod(array.shape[:axis] + array.shape[axis + 1 :])
+    return np.moveaxis(array, axis, -1).reshape(rows, channels)
 
 
 def _kernel_takes(rows: NDArray, dtype: np.dtype) -> bool:
@@ -55,7 +58,8 @@ class OutputRows:
         """The array, with the rows in their places."""
         if not self._direct:
             moved = np.moveaxis(self._out, self._axis, -1)
-            np.copyto(moved, self.rows.reshape(moved.shape), casting="unsafe")
+            with np.errstate(over="ignore"):  # what a half type cannot hold is inf, as in a kernel
+                np.copyto(moved, self.rows.reshape(moved.shape), casting="unsafe")
         return self._out
 
 

@@ -22,19 +22,21 @@ def _is_float(dtype: np.dtype) -> bool:
     return dtype.name in _FLOATS
 
 
-def real_array(name: str, value: Any) -> np.ndarray:
-    """`value` as an array of a dtype that has a result: real floats, integers, bool."""
+def _array(name: str, value: Any) -> np.ndarray:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected a plain array, got a masked array; pass its .data")
     try:
         if not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
-            array = np.from_dlpack(value)
-        else:
-            array = np.asarray(value)
+            return np.from_dlpack(value)
+        return np.asarray(value)
     except ValueError as error:
-        raise ValueError(
-            f"{name}: expected an array, got {type(value).__name__}: {error}"
-        ) from None
+        kind = type(value).__name__
+        raise ValueError(f"{name}: expected an array, got {kind}: {error}") from None
+
+
+def real_array(name: str, value: Any) -> np.ndarray:
+    """`value` as an array of a dtype that has a result: real floats, integers, bool."""
+    array = _array(name, value)
     if not (_is_float(array.dtype) or array.dtype.kind in "biu"):
         raise TypeError(
             f"{name}: expected a real dtype (float32, float64, float16, bfloat16, an integer or"
@@ -85,7 +87,7 @@ def parameter(name: str, value: Any, channels: int) -> np.ndarray | None:
     """A per-channel argument of any real floating dtype, None if not given."""
     if value is None:
         return None
-    array = np.asarray(value)
+    array = _array(name, value)
     if not _is_float(array.dtype):
         raise TypeError(f"{name}: expected a real floating dtype, got {array.dtype}")
     if array.shape != (channels,):
@@ -109,7 +111,7 @@ def variance(value: Any, channels: int) -> np.ndarray:
 
 
 def epsilon(value: Any) -> float:
-    if isinstance(value, (bool, str, bytes)):
+    if isinstance(value, (bool, np.bool_, str, bytes)):
         raise TypeError(f"eps: expected a real number, got {value!r}")
     try:
         eps = float(value)
@@ -171,7 +173,7 @@ def overlap(out: np.ndarray, may_be: dict[str, np.ndarray], **others: np.ndarray
         if _shares(out, array):
             either = f"either {name} itself or" if name in may_be else "an array with"
             raise ValueError(f"out: expected {either} memory of its own, got a part of {name}")
-    if _self_overlapping(out):
+    if out.size and _self_overlapping(out):
         raise ValueError(
             f"out: expected elements at distinct places, got strides {out.strides} for shape"
             f" {out.shape}"

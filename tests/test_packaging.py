@@ -91,9 +91,11 @@ def build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def without_openmp(tmp_path):
-    """A compiler that refuses OpenMP."""
+    """A compiler that refuses OpenMP, and does not optimize so as to be done soon."""
     compiler = tmp_path / "serial-cc"
-    compiler.write_text('#!/bin/sh\ncase " $* " in *" -fopenmp "*) exit 1;; esac\nexec cc "$@"\n')
+    compiler.write_text(
+        '#!/bin/sh\ncase " $* " in *" -fopenmp "*) exit 1;; esac\nexec cc "$@" -O0\n'
+    )
     compiler.chmod(0o755)
     return str(compiler)
 
