@@ -1,5 +1,7 @@
 """Compile src_c and link it with cbn/_core.pyx; pyproject.toml has everything else.
 
+cbn/_floor, which only `cbn bench` uses, is made of benchmarks/ in the same way.
+
 Each file of src_c/isa is one instruction-set tier and gets its own flags. Environment:
 CBN_NO_OPENMP=1 builds without OpenMP, CBN_WERROR=1 makes warnings about src_c errors,
 CIBUILDWHEEL=1 refuses to go on when OpenMP was not opted out of and does not work.

@@ -117,6 +117,8 @@ def epsilon(value: Any) -> float:
         eps = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"eps: expected a real number, got {value!r}") from None
+    except OverflowError:
+        eps = math.inf
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps: expected a finite number >= 0, got {value!r}")
     return eps
@@ -173,7 +175,7 @@ def overlap(out: np.ndarray, may_be: dict[str, np.ndarray], **others: np.ndarray
         if _shares(out, array):
             either = f"either {name} itself or" if name in may_be else "an array with"
             raise ValueError(f"out: expected {either} memory of its own, got a part of {name}")
-    if out.size and _self_overlapping(out):
+    if not out.flags.c_contiguous and _self_overlapping(out):
         raise ValueError(
             f"out: expected elements at distinct places, got strides {out.strides} for shape"
             f" {out.shape}"
@@ -190,9 +192,8 @@ def _shares(a: np.ndarray, b: np.ndarray) -> bool:
 def _self_overlapping(out: np.ndarray) -> bool:
     """True for broadcast arrays, windows and the like: an axis that steps inside the inner ones."""
     reach = out.itemsize
-    for stride, size in sorted(
-        (abs(s), n) for s, n in zip(out.strides, out.shape, strict=True) if n > 1
-    ):
+    steps = zip(map(abs, out.strides), out.shape, strict=True)
+    for stride, size in sorted(step for step in steps if step[1] > 1):
         if stride < reach:
             return True
         reach += stride * (size - 1)

@@ -73,7 +73,9 @@ def functions_taking(name):
 def table(names, cases):
     """One parameter per function that takes the argument, argument and case."""
     return [
-        pytest.param(function, name, *case[1:], id="-".join(filter(None, [function, name, case[0]])))
+        pytest.param(
+            function, name, *case[1:], id="-".join(filter(None, [function, name, case[0]]))
+        )
         for name in names
         for function in functions_taking(name)
         for case in cases
@@ -103,7 +105,9 @@ VALUES = {
     "a string": ("gamma", "<U5"),
     "dict": ({}, "object"),
 }
-VALUES = {k: v for k, v in VALUES.items() if v[1] != "float64"}  # longdouble is that on some systems
+VALUES = {
+    k: v for k, v in VALUES.items() if v[1] != "float64"
+}  # longdouble is that on some systems
 
 
 @pytest.mark.parametrize(
@@ -169,7 +173,9 @@ ARRAYS = [
 ]
 
 
-@pytest.mark.parametrize(("function", "name", "value", "error", "given"), table(["x", "dy"], ARRAYS))
+@pytest.mark.parametrize(
+    ("function", "name", "value", "error", "given"), table(["x", "dy"], ARRAYS)
+)
 def test_not_a_real_array(function, name, value, error, given):
     refused(function, good_arguments(function) | {name: value}, error, says(name, "", given))
 
@@ -192,7 +198,8 @@ def test_no_rows(function, shape, axis):
 
 @pytest.mark.parametrize("function", functions_taking("dy"))
 @pytest.mark.parametrize(
-    "shape", [(N - 1, C), (N + 1, C), (N, C - 1), (N, C + 1), (C, N), (N * C,), (1, N, C), (N, 1), ()]
+    "shape",
+    [(N - 1, C), (N + 1, C), (N, C - 1), (N, C + 1), (C, N), (N * C,), (1, N, C), (N, 1), ()],
 )
 def test_dy_of_another_shape(function, shape):
     arguments = good_arguments(function) | {"dy": np.ones(shape, np.float32)}
@@ -233,6 +240,7 @@ def test_axis_is_never_guessed(function, shape):
 
 EPS = [
     *((repr(v), v, ValueError, ">= 0") for v in (np.nan, np.inf, -np.inf, -1, -1e-300)),
+    ("too large for a float", 10**309, ValueError, ">= 0"),
     *((repr(v), v, TypeError, "number") for v in ("1e-5", b"1", None, 1e-5j, [1e-5], True, False)),
     *((repr(v), v, TypeError, "number") for v in (np.True_, np.array([1e-5]), np.ones(C))),
 ]
@@ -240,7 +248,9 @@ EPS = [
 
 @pytest.mark.parametrize(("function", "name", "eps", "error", "expected"), table(["eps"], EPS))
 def test_eps(function, name, eps, error, expected):
-    refused(function, good_arguments(function) | {name: eps}, error, says(name, expected, repr(eps)))
+    refused(
+        function, good_arguments(function) | {name: eps}, error, says(name, expected, repr(eps))
+    )
 
 
 THREADS = [

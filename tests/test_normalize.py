@@ -76,7 +76,9 @@ def test_the_mean_s_second_half_counts(rows, ratio, dtype):
     check_y(x, mean, np.ones(5), rng.normal(1, 0.5, 5), rng.normal(0, 1, 5), 1e-5)
 
 
-@pytest.mark.parametrize(("gamma", "var"), [(1e-36, 1e-12), (1e36, 1e72), (1e-30, 1.0), (1e30, 1e10)])
+@pytest.mark.parametrize(
+    ("gamma", "var"), [(1e-36, 1e-12), (1e36, 1e72), (1e-30, 1.0), (1e30, 1e10)]
+)
 def test_factors_that_float32_cannot_hold(gamma, var):
     b = Batch((37, 40), np.float32)
     b.gamma, b.var = b.gamma.astype(np.float64), b.var.astype(np.float64)

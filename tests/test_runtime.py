@@ -87,7 +87,9 @@ def test_num_threads_is_of_one_python_thread():
         assert seen == [default, default + 4]
 
 
-@pytest.mark.parametrize("function", [cbn.set_num_threads, lambda n: cbn.num_threads(n).__enter__()])
+@pytest.mark.parametrize(
+    "function", [cbn.set_num_threads, lambda n: cbn.num_threads(n).__enter__()]
+)
 @pytest.mark.parametrize("n", [0, -1, 2.5, True, np.True_, "2", None, [1]], ids=repr)
 def test_a_bad_number_of_threads(function, n):
     before = cbn.get_num_threads()

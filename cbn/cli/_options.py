@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -37,3 +38,26 @@ def _whole(text: str, smallest: int) -> int:
             f"expected a whole number of at least {smallest}, got {text!r}"
         )
     return number
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Raise CommandError unless a file can be written there."""
+    existed = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise CommandError(f"{option}: cannot write {str(path)!r}: {error.strerror}") from None
+    if not existed:
+        path.unlink()
+
+
+def check_plot(path: Path) -> None:
+    """Raise CommandError unless the picture can be written; matplotlib must be installed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    if path.suffix[1:].lower() not in FigureCanvasAgg.get_supported_filetypes():
+        raise CommandError(
+            f"--plot: expected a name that ends in .png, .pdf, .svg or another of matplotlib's "
+            f"formats, got {str(path)!r}"
+        )
+    check_writable("--plot", path)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import cbn
-from cbn.cli._options import CommandError, natural, positive
+from cbn.cli._options import CommandError, check_plot, natural, positive
 
 HIDDEN = (100, 100, 100)
 BATCH = 60
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(
             f'{error.name} is not installed: pip install "cbn[demo]" brings what the demo needs'
         ) from None
-    _check_plot(options.plot)
+    check_plot(options.plot)
     train, test = _digits()
     sizes = train.x.shape[1], *HIDDEN, 10
     print(
@@ -243,24 +243,6 @@ def _table(runs: list[History]) -> str:
 
 
 # The picture --------------------------------------------------------------------------------------
-
-
-def _check_plot(path: Path) -> None:
-    """Raise CommandError unless the picture can be written."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    if path.suffix[1:].lower() not in FigureCanvasAgg.get_supported_filetypes():
-        raise CommandError(
-            f"--plot: expected a name that ends in .png, .pdf, .svg or another of matplotlib's "
-            f"formats, got {str(path)!r}"
-        )
-    existed = path.exists()
-    try:
-        path.open("ab").close()
-    except OSError as error:
-        raise CommandError(f"--plot: cannot write {str(path)!r}: {error.strerror}") from None
-    if not existed:
-        path.unlink()
 
 
 def _plot(runs: list[History], path: Path) -> None:

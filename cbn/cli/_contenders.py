@@ -1,0 +1,116 @@
+"""What ``cbn bench`` times: cbn and the memory's own speed here, other libraries in _peers.
+
+A contender has one method an operation, which prepares it and returns the calls to time: one, or
+several ways to the same result, of which the fastest counts. Every call reads the same arrays and
+returns y, or dx and what comes with it. Statistics that a backward call needs are the contender's
+own. A contender that cannot do a case has no calls for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import cbn
+from cbn import _floor
+
+EPS = 1e-5
+OPS = ("forward", "backward", "inference", "inference_backward")
+
+Call = Callable[[], Any]
+
+
+@dataclass
+class Data:
+    """x, dy and out of shape (N, D), the rest of shape (D,), all of one dtype."""
+
+    x: NDArray
+    dy: NDArray
+    out: NDArray
+    gamma: NDArray
+    beta: NDArray
+    mean: NDArray
+    var: NDArray
+
+    @classmethod
+    def random(cls, shape: tuple[int, int], dtype: str) -> Data:
+        """Columns with means around 1 and a standard deviation of 2."""
+        rng = np.random.default_rng(0)
+        x, dy = (rng.standard_normal(shape, dtype) for _ in range(2))
+        x *= 2
+        x += 1
+        gamma, beta, mean, var = rng.uniform(0.5, 1.5, (4, shape[1])).astype(dtype)
+        return cls(x, dy, np.zeros_like(x), gamma, beta, mean, var)
+
+    def map(self, function: Callable[[NDArray], Any]) -> Data:
+        """The same with a peer's arrays, of the same memory where the peer can."""
+        return Data(*(function(getattr(self, field.name)) for field in fields(self)))
+
+
+class Contender:
+    """A contender for one case; `out` is None where results are to be fresh arrays."""
+
+    package = "cbn"
+
+    @classmethod
+    def version(cls) -> str | None:
+        """Its version, None if it is not installed."""
+        return metadata.version(cls.package) if find_spec(cls.package) else None
+
+    def __init__(self, data: Data, threads: int, fresh: bool) -> None:
+        self.data = data
+        self.threads = threads
+        self.out = None if fresh else data.out
+
+
+class Cbn(Contender):
+    def __init__(self, data: Data, threads: int, fresh: bool) -> None:
+        super().__init__(data, threads, fresh)
+        self.options = {"out": self.out, "num_threads": threads}
+
+    def forward(self) -> list[Call]:
+        d = self.data
+        return [partial(cbn.batch_norm_forward, d.x, d.gamma, d.beta, **self.options)]
+
+    def backward(self) -> list[Call]:
+        d = self.data
+        _, cache = cbn.batch_norm_forward(d.x, d.gamma, d.beta, out=d.out)
+        return [partial(cbn.batch_norm_backward, d.dy, cache, **self.options)]
+
+    def inference(self) -> list[Call]:
+        d = self.data
+        arguments = (d.x, d.mean, d.var, d.gamma, d.beta)
+        return [partial(cbn.batch_norm_inference, *arguments, **self.options)]
+
+    def inference_backward(self) -> list[Call]:
+        d = self.data
+        arguments = (d.dy, d.x, d.mean, d.var, d.gamma)
+        return [partial(cbn.batch_norm_inference_backward, *arguments, **self.options)]
+
+
+class Floor(Contender):
+    """A copy for forward, a triad of two reads and one write for backward, always into `out`."""
+
+    def _streams(self, *inputs: NDArray) -> list[Call]:
+        arrays = [array.reshape(-1).view(np.uint8) for array in (self.data.out, *inputs)]
+        return [
+            partial(_floor.stream, *arrays, threads=threads, non_temporal=non_temporal)
+            for threads in sorted({1, self.threads})
+            for non_temporal in (False, True)
+        ]
+
+    def forward(self) -> list[Call]:
+        return self._streams(self.data.x)
+
+    def backward(self) -> list[Call]:
+        return self._streams(self.data.dy, self.data.x)
+
+    inference = forward
+    inference_backward = backward

@@ -1,0 +1,340 @@
+"""``cbn bench``: time cbn beside the memory's own speed and the peers that are installed."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, product, repeat
+from pathlib import Path
+from typing import Any
+
+import cbn
+from cbn.cli import _bench_report as report
+from cbn.cli._bench_report import Result
+from cbn.cli._contenders import OPS, Call, Cbn, Data, Floor
+from cbn.cli._options import CommandError, check_plot, check_writable, positive
+from cbn.cli._peers import PEERS
+
+DTYPES = ("float32", "float64")
+GROUPS = {
+    "default": "32x64 256x1024 1000x1000 1024x1024 4096x512 65536x64 4096x4096 1000000x16 "
+    "128x65536",
+    "small": "1x64 8x16 16x32 32x64 64x100 128x128 128x256",
+    "nxd": "32x64 64x100 128x256 256x1024 512x512 1000x1000 1024x1024 128x4096 1024x4096 4096x512 "
+    "4096x4096 65536x64 65536x256 1000000x8 1000000x16 1000000x100 8x65536 128x65536 1024x16384 "
+    "16384x512",
+    "odd": " ".join(
+        f"{N}x{D}"
+        for N in (1024, 65536)
+        for D in (1, 3, 4, 7, 8, 13, 16, 30, 31, 32, 54, 64, 100, 127, 128, 256, 257, 784, 1000)
+        + (1023, 1025)
+    ),
+    "pow2": "1024x1024 1024x1040 4096x1024 4096x1040 1024x4096 1024x4112 4096x4096 4096x4112",
+    "large": "4096x4096 65536x256 1000000x16 1000000x100 128x65536 1024x16384 16384x512",
+    "growth": " ".join(f"{4096 << k}x1000" for k in range(7)),
+}
+# Timed calls of a turn take about this many seconds.
+SLICE = 0.002
+LAST_LEVEL_CACHE = 32 << 20
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="time cbn, the memory's own speed and the peers that are installed",
+        description="Time cbn beside the floor - a copy for forward, a triad of two reads and one "
+        "write for backward, the faster of ordinary and non-temporal stores - and beside other "
+        "libraries. They take turns on the same arrays in one process, in a new order each round; "
+        "figures are medians over the rounds.",
+    )
+    parser.add_argument(
+        "--shapes",
+        type=_shapes,
+        default="default",
+        metavar="LIST",
+        help=f"such as 256x1024,4096x512; or {', '.join([*GROUPS, 'cache'])} (default: default)",
+    )
+    parser.add_argument(
+        "--ops",
+        type=_some_of(OPS),
+        default="forward,backward",
+        metavar="LIST",
+        help=f"of {', '.join(OPS)} (default: forward,backward)",
+    )
+    parser.add_argument(
+        "--dtypes",
+        type=_some_of(DTYPES),
+        default="float32",
+        metavar="LIST",
+        help="of float32, float64 (default: float32)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_threads,
+        default="1,all",
+        metavar="LIST",
+        help="numbers, or all for as many as cbn takes by itself (default: 1,all)",
+    )
+    parser.add_argument(
+        "--peers",
+        type=_peers,
+        default="auto",
+        metavar="LIST",
+        help=f"of {', '.join(PEERS)}; or auto for those installed, or none (default: auto)",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="results in fresh arrays, instead of reused ones"
+    )
+    parser.add_argument(
+        "--repeat", type=positive, default=7, metavar="N", help="rounds, at least (default: 7)"
+    )
+    parser.add_argument(
+        "--seconds", type=_seconds, default=1.0, metavar="X", help="a case, at least (default: 1)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="draw them")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a row a case and the means at the end; write what is to be written."""
+    if options.plot is not None:
+        try:
+            check_plot(options.plot)
+        except ModuleNotFoundError as error:
+            raise CommandError(
+                f'{error.name} is not installed: pip install "cbn[demo]" brings what --plot needs'
+            ) from None
+    if options.json is not None:
+        check_writable("--json", options.json)
+    threads = sorted({n or cbn.get_num_threads() for n in options.threads})
+    columns = ["floor", *options.peers]
+    if threads[0] == 1 < threads[-1]:
+        columns.insert(1, "1 thread")
+    if len(options.peers) > 1:
+        columns.append("best peer")
+    machine = _machine(options.peers)
+    cache = machine["last_level_cache"]
+    print(report.heading(machine, columns, options.fresh), flush=True)
+    results = []
+    cases = math.prod(map(len, (options.dtypes, options.shapes, options.ops, threads)))
+    measured, write = _progress(_measure_all(options, threads), cases)
+    for result in measured:
+        results.append(result)
+        write(report.row(result, columns))
+    summary, noise = report.summarize(results, cache), report.noise_of(results)
+    print(report.closing(summary, noise, columns, cache))
+    if options.json is not None:
+        facts = {
+            "machine": machine,
+            "fresh": options.fresh,
+            "noise": noise,
+            "cases": list(map(vars, results)),
+            "summary": summary,
+        }
+        options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        print(f"figures: {options.json}")
+    if options.plot is not None:
+        report.plot(results, machine, options.plot)
+        print(f"plot: {options.plot}")
+    return 0
+
+
+def _progress(results: Iterable[Result], total: int) -> tuple[Iterable[Result], Callable]:
+    """The results with a progress bar if tqdm is installed, and how to print beside it."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        return results, print
+    return tqdm(results, total=total, unit="case", leave=False), tqdm.write
+
+
+# Measuring ----------------------------------------------------------------------------------------
+
+
+def _measure_all(options: argparse.Namespace, threads: Sequence[int]) -> Iterator[Result]:
+    contenders = {"cbn": Cbn, "floor": Floor, **{name: PEERS[name] for name in options.peers}}
+    for dtype, shape in product(options.dtypes, options.shapes):
+        try:
+            data = Data.random(shape, dtype)
+            for op in options.ops:
+                one_thread = None
+                for n in threads:
+                    calls = {
+                        name: getattr(contender(data, n, options.fresh), op)()
+                        for name, contender in contenders.items()
+                    }
+                    samples = _take_turns(calls, options.repeat, options.seconds)
+                    result = Result.of((shape, op, dtype, n), samples, one_thread)
+                    if n == 1:
+                        one_thread = result.seconds["cbn"]
+                    yield result
+        except MemoryError:
+            raise CommandError(f"--shapes: not enough memory for {report.name(shape)}") from None
+        data = calls = None  # freed before the next shape takes its memory
+
+
+def _take_turns(
+    calls: dict[str, list[Call]], rounds: int, seconds: float
+) -> dict[str, list[list[float]]]:
+    """Seconds a call, for every contender and each of its ways, a sample a round."""
+    timers = {name: list(map(_Timer, ways)) for name, ways in calls.items() if ways}
+    order = list(chain.from_iterable(timers.values()))
+    shuffle = random.Random(0).shuffle
+    done, end = 0, time.perf_counter() + seconds
+    gc.collect()
+    gc.disable()
+    try:
+        while done < rounds or time.perf_counter() < end:
+            shuffle(order)
+            for timer in order:
+                timer.turn()
+            done += 1
+    finally:
+        gc.enable()
+    return {name: [timer.samples for timer in ways] for name, ways in timers.items()}
+
+
+class _Timer:
+    """One way to do a case, and the seconds a call took in each of its turns."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.samples: list[float] = []
+        self._run(1)  # which compiles, and touches the memory
+        self.number = max(1, int(SLICE / min(self._run(1) for _ in range(3))))
+
+    def turn(self) -> None:
+        _settle()
+        self._run(self.number // 4 + 1)
+        self.samples.append(self._run(self.number) / self.number)
+
+    def _run(self, number: int) -> float:
+        call = self.call
+        start = time.perf_counter()
+        for _ in repeat(None, number):
+            call()
+        return time.perf_counter() - start
+
+
+def _settle() -> None:
+    """Wait until the threads of the call before, which spin for some ms, have gone to sleep."""
+    for _ in range(30):
+        before = time.process_time()
+        time.sleep(0.001)
+        if time.process_time() - before < 0.0002:
+            return
+
+
+# What is measured, and where ----------------------------------------------------------------------
+
+
+def _machine(peers: Sequence[str]) -> dict[str, Any]:
+    runtime, config = cbn.show_runtime(mode="dicts"), cbn.show_config(mode="dicts")
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "last_level_cache": _last_level_cache(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "system": platform.platform(terse=True),
+        "threads": runtime["threads"],
+        "isa": runtime["isa"]["chosen"],
+        "openmp": runtime["openmp"]["enabled"],
+        "compiler": config["compiler"]["version"],
+        "versions": {
+            "cbn": runtime["version"],
+            "python": runtime["python"],
+            **{name: PEERS[name].version() for name in dict.fromkeys(("numpy", *peers))},
+        },
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _last_level_cache() -> int:
+    """Its bytes, 32 MiB where the system does not say."""
+    sizes = {}
+    for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            level, size = ((folder / name).read_text().strip() for name in ("level", "size"))
+            sizes[int(level)] = int(size.removesuffix("K")) << 10
+        except (OSError, ValueError):
+            continue
+    return sizes[max(sizes)] if sizes else LAST_LEVEL_CACHE
+
+
+# Options ------------------------------------------------------------------------------------------
+
+
+def _some_of(choices: Iterable[str]) -> Callable[[str], list[str]]:
+    def words(text: str) -> list[str]:
+        found = list(dict.fromkeys(text.split(",")))
+        if not set(found) <= set(choices):
+            raise argparse.ArgumentTypeError(
+                f"expected some of {', '.join(choices)} with commas between them, got {text!r}"
+            )
+        return found
+
+    return words
+
+
+def _shapes(text: str) -> list[tuple[int, int]]:
+    shapes: list[tuple[int, int]] = []
+    for word in text.split(","):
+        if word == "cache":  # x takes a quarter of the last-level cache, a half, ...
+            rows = _last_level_cache() // 4000
+            shapes += [(int(rows * part), 1000) for part in (0.25, 0.5, 1, 2, 4)]
+        else:
+            shapes += map(_shape, GROUPS.get(word, word).split(" "))
+    return list(dict.fromkeys(shapes))
+
+
+def _shape(text: str) -> tuple[int, int]:
+    try:
+        N, D = map(positive, text.split("x"))
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(
+            f"expected NxD such as 256x1024, or {', '.join([*GROUPS, 'cache'])}, got {text!r}"
+        ) from None
+    return N, D
+
+
+def _threads(text: str) -> list[int | None]:
+    return [None if word == "all" else positive(word) for word in text.split(",")]
+
+
+def _peers(text: str) -> list[str]:
+    if text == "none":
+        return []
+    if text == "auto":
+        return [name for name, peer in PEERS.items() if peer.version()]
+    names = _some_of(PEERS)(text)
+    for name in names:
+        if PEERS[name].version() is None:
+            raise argparse.ArgumentTypeError(f"{name} is not installed")
+    return names
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number >= 0, got {text!r}")
+    return seconds

@@ -1,0 +1,244 @@
+"""What holds for every batch: invariances to the bit, identities of the gradients, layouts."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import cbn
+import exact
+from cases import Batch, everything, same_bytes, within
+from tolerances import dgamma_bound, dx_bound
+
+DTYPES = st.sampled_from([np.float32, np.float64])
+SEEDS = st.integers(0, 2**32 - 1)
+SHAPES = st.tuples(st.integers(1, 300), st.integers(1, 40))
+EPS = st.sampled_from([0.0, 1e-5, 1e-2, 1.0])
+BATCHES = st.builds(Batch, SHAPES, DTYPES, key=SEEDS)
+
+
+def training(b, eps=1e-5):
+    cache = cbn.batch_norm_forward(b.x, b.gamma, b.beta, eps=eps)[1]
+    return cache, cbn.batch_norm_backward(b.dy, cache)
+
+
+def bounds(b, eps):
+    """xhat and the bounds of dx and dgamma, from the exact forward pass."""
+    right = exact.forward(b.x, b.gamma, b.beta, eps)
+    xhat, invstd = exact.floats(right.xhat), exact.floats(right.invstd)
+    dx = dx_bound(b.x.dtype, b.dy, xhat, b.gamma, invstd)
+    return right, xhat, dx, dgamma_bound(b.x.dtype, b.dy, xhat)
+
+
+# To the bit ---------------------------------------------------------------------------------------
+
+
+@given(b=BATCHES, seed=SEEDS)
+def test_permuting_channels_permutes_bytes(b, seed):
+    expected = everything(b)
+    order = np.random.default_rng(seed).permutation(b.x.shape[1])
+    for name in vars(b):
+        setattr(b, name, np.ascontiguousarray(getattr(b, name)[..., order]))
+    permuted = {name: a[..., order] for name, a in expected.items()}
+    same_bytes(everything(b), permuted)
+
+
+@given(b=BATCHES, power=st.integers(-25, 25), eps=EPS)
+def test_scaling_x_and_eps_leaves_y(b, power, eps):
+    """x by 2^k and eps by 4^k: y and dgamma keep their bytes, dx is divided by 2^k exactly."""
+    y, cache = cbn.batch_norm_forward(b.x, b.gamma, b.beta, eps=eps)
+    dx, dgamma, dbeta = cbn.batch_norm_backward(b.dy, cache)
+    x = np.ldexp(b.x, power)
+    scaled, cache = cbn.batch_norm_forward(x, b.gamma, b.beta, eps=float(np.ldexp(eps, 2 * power)))
+    same_bytes(scaled, y)
+    for found, right in zip(
+        cbn.batch_norm_backward(b.dy, cache), (np.ldexp(dx, -power), dgamma, dbeta), strict=True
+    ):
+        assert np.array_equal(found, right)
+
+
+@given(b=BATCHES)
+def test_negating_x_negates_y_and_dx(b):
+    """Rounding to nearest has no side."""
+    b.beta[:] = 0
+    y, cache = cbn.batch_norm_forward(b.x, b.gamma, b.beta)
+    dx, dgamma, dbeta = cbn.batch_norm_backward(b.dy, cache)
+    negated, cache = cbn.batch_norm_forward(-b.x, b.gamma, b.beta)
+    assert np.array_equal(negated, -y)
+    for found, right in zip(
+        cbn.batch_norm_backward(-b.dy, cache), (-dx, dgamma, -dbeta), strict=True
+    ):
+        assert np.array_equal(found, right)
+
+
+@given(b=BATCHES, power=st.integers(-30, 30), eps=EPS)
+def test_backward_scales_with_dy(b, power, eps):
+    cache, expected = training(b, eps)
+    dy = np.ldexp(b.dy, power)
+    for found, right in zip(cbn.batch_norm_backward(dy, cache), expected, strict=True):
+        assert np.array_equal(found, np.ldexp(right, power))
+
+
+@given(b=BATCHES, data=st.data())
+def test_inference_knows_no_other_row(b, data):
+    rows = data.draw(st.lists(st.integers(0, len(b.x) - 1), min_size=1, max_size=50))
+    cols = data.draw(st.lists(st.integers(0, b.x.shape[1] - 1), min_size=1, max_size=20))
+    y = cbn.batch_norm_inference(b.x, b.mean, b.var, b.gamma, b.beta)
+    vectors = (b.mean[cols], b.var[cols], b.gamma[cols], b.beta[cols])
+    part = cbn.batch_norm_inference(b.x[np.ix_(rows, cols)], *vectors)
+    same_bytes(part, np.ascontiguousarray(y[np.ix_(rows, cols)]))
+
+
+@given(b=BATCHES, threads=st.integers(2, 8))
+def test_threads(b, threads):
+    same_bytes(everything(b, num_threads=threads), everything(b, num_threads=1))
+
+
+@settings(max_examples=10)
+@given(rows=st.integers(4000, 40000), cols=st.integers(1, 60), threads=st.integers(2, 8), key=SEEDS)
+def test_threads_on_larger_batches(rows, cols, threads, key):
+    b = Batch((rows, cols), np.float32, key=key)
+    same_bytes(everything(b, num_threads=threads), everything(b, num_threads=1))
+
+
+@given(b=BATCHES)
+def test_missing_parameters_are_ones_and_zeros(b):
+    ones, zeros = np.ones_like(b.gamma), np.zeros_like(b.beta)
+    y, cache = cbn.batch_norm_forward(b.x)
+    given, _ = cbn.batch_norm_forward(b.x, ones, zeros)
+    same_bytes(given, y)
+    dx, dgamma, dbeta = cbn.batch_norm_backward(b.dy, cache)
+    assert dgamma is None and dbeta is None
+    b.gamma, b.beta = ones, zeros
+    same_bytes(training(b)[1][0], dx)
+
+
+# Identities of the gradients ----------------------------------------------------------------------
+
+SMALL = st.builds(
+    Batch, st.tuples(st.integers(2, 60), st.integers(1, 4)), DTYPES, key=st.integers(0, 2**32 - 1)
+)
+
+
+@given(b=SMALL, eps=EPS)
+def test_columns_of_dx_sum_to_zero(b, eps):
+    dx = training(b, eps)[1][0]
+    _, _, dx_error, _ = bounds(b, eps)
+    total = exact.exact(dx).sum(axis=0)
+    within(np.zeros(dx.shape[1]), total, dx_error.sum(axis=0))
+
+
+@given(b=SMALL, eps=EPS)
+def test_dx_along_xhat(b, eps):
+    """sum(dx xhat) = gamma invstd dgamma eps / (var + eps), and not zero unless eps is."""
+    _, (dx, dgamma, _) = training(b, eps)
+    right, xhat, dx_error, dgamma_error = bounds(b, eps)
+    along = (exact.exact(dx) * right.xhat).sum(axis=0)
+    factor = exact.floats(right.gamma * right.invstd**3 * eps)
+    bound = (dx_error * np.abs(xhat)).sum(axis=0) + np.abs(factor) * dgamma_error
+    within(factor * dgamma, along, bound)
+
+
+def _multiples(a):
+    """Rounded to 2^-10, so that sums of a few are exact."""
+    return (np.round(a * 1024) / 1024).astype(a.dtype)
+
+
+@given(b=SMALL, eps=EPS, factor=st.integers(-3, 3), seed=SEEDS)
+def test_backward_is_linear_in_dy(b, eps, factor, seed):
+    """backward(dy + c dz) = backward(dy) + c backward(dz), each within its bound."""
+    dz = np.random.default_rng(seed).normal(-0.2, 1, b.dy.shape).astype(b.dy.dtype)
+    dy, dz = _multiples(b.dy), _multiples(dz)
+    cache, _ = training(b, eps)
+    right = exact.forward(b.x, b.gamma, b.beta, eps)
+    xhat, invstd = exact.floats(right.xhat), exact.floats(right.invstd)
+    total, bound = 0, 0
+    for c, part in ((1, dy), (factor, dz), (-1, dy + factor * dz)):
+        dx = cbn.batch_norm_backward(part, cache)[0]
+        total = total + c * exact.exact(dx)
+        bound = bound + abs(c) * dx_bound(b.x.dtype, part, xhat, b.gamma, invstd)
+    within(np.zeros(b.x.shape), total, bound)
+
+
+@given(b=SMALL, eps=EPS, seed=SEEDS)
+def test_the_jacobian_is_symmetric(b, eps, seed):
+    """<dz, J dy> = <J dz, dy>: backward is its own transpose."""
+    dz = np.random.default_rng(seed).normal(-0.2, 1, b.dy.shape).astype(b.dy.dtype)
+    cache, _ = training(b, eps)
+    right = exact.forward(b.x, b.gamma, b.beta, eps)
+    xhat, invstd = exact.floats(right.xhat), exact.floats(right.invstd)
+    products, bound = [], 0
+    for one, other in ((b.dy, dz), (dz, b.dy)):
+        dx = cbn.batch_norm_backward(one, cache)[0]
+        products.append((exact.exact(dx) * exact.exact(other)).sum(axis=0))
+        error = dx_bound(b.x.dtype, one, xhat, b.gamma, invstd)
+        bound = bound + (error * np.abs(other)).sum(axis=0)
+    within(np.zeros(len(invstd)), products[0] - products[1], bound)
+
+
+# Layouts ------------------------------------------------------------------------------------------
+
+
+@st.composite
+def views(draw, shape, dtype):
+    """A function that lays out an array of this shape: step, direction, order, offset, bytes."""
+    steps = [draw(st.sampled_from([1, 1, 2, 3, -1, -2])) for _ in shape]
+    pads = [draw(st.integers(0, 3)) for _ in shape]
+    order = draw(st.permutations(range(len(shape))))
+    swapped, unaligned = draw(st.booleans()), draw(st.booleans())
+    read_only = draw(st.booleans())
+    kind = np.dtype(dtype).newbyteorder() if swapped else np.dtype(dtype)
+
+    def lay_out(a):
+        sizes = [n * abs(step) + pad for n, step, pad in zip(shape, steps, pads, strict=True)]
+        sizes = [sizes[i] for i in order]
+        memory = bytearray(int(np.prod(sizes)) * kind.itemsize + 1)
+        whole = np.frombuffer(memory, kind, offset=int(unaligned), count=int(np.prod(sizes)))
+        whole = whole.reshape(sizes).transpose(np.argsort(order))
+        view = whole[tuple(
+            slice(pad, pad + n * abs(step)) for n, step, pad in zip(shape, steps, pads, strict=True)
+        )][tuple(slice(None, None, step) for step in steps)]  # fmt: skip
+        view[...] = a
+        view.flags.writeable = not read_only
+        return view
+
+    return lay_out
+
+
+@settings(max_examples=150)
+@given(data=st.data(), dtype=st.sampled_from([np.float16, np.float32, np.float64]))
+def test_any_layout_gives_the_same_bytes(data, dtype):
+    shape = data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    b = Batch(shape, dtype, axis=axis, key=data.draw(SEEDS))
+    expected = everything(b, axis=axis)
+    for name in vars(b):
+        a = getattr(b, name)
+        setattr(b, name, data.draw(views(a.shape, dtype))(a))
+    found = everything(b, axis=axis)
+    for name, a in found.items():
+        assert a.dtype == expected[name].dtype and np.ascontiguousarray(a).tobytes() == (
+            np.ascontiguousarray(expected[name]).tobytes()
+        )
+
+
+@settings(max_examples=100)
+@given(data=st.data(), dtype=DTYPES)
+def test_any_layout_of_out(data, dtype):
+    shape = data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    b = Batch(shape, dtype, axis=axis, key=data.draw(SEEDS))
+    y, cache = cbn.batch_norm_forward(b.x, b.gamma, b.beta, axis=axis)
+    dx = cbn.batch_norm_backward(b.dy, cache)[0]
+    lay_out = data.draw(views(shape, dtype))
+    out = lay_out(np.zeros(shape, dtype))
+    assume(out.flags.writeable and out.dtype.isnative)
+    assert cbn.batch_norm_forward(b.x, b.gamma, b.beta, axis=axis, out=out)[0] is out
+    assert np.array_equal(out, y)
+    assert cbn.batch_norm_backward(b.dy, cache, out=out)[0] is out
+    assert np.array_equal(out, dx)
+    out = lay_out(b.x)
+    if out.flags.writeable:
+        cbn.batch_norm_forward(out, b.gamma, b.beta, axis=axis, out=out)
+        assert np.array_equal(out, y)
