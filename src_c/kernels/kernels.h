@@ -12,8 +12,9 @@
 
 #include <stddef.h>
 
-/* Channels a tile may have: 1 KiB of a float32 row. */
-#define CBN_STRIP 256
+/* Channels a tile may have: 2 KiB of a float32 row. At 1 KiB, rows 4 KiB apart took moments and
+ * backward_sums 1.25 times as long and the maps 1.15 times; 4 KiB gained nothing more. */
+#define CBN_STRIP 512
 
 /* Rows summed in the working type before they are folded into float64. 32 keeps the error of a
  * float32 sum at 2 to 4 units; 8 divides it. */
