@@ -118,7 +118,7 @@ def heading(machine: dict[str, Any], columns: Sequence[str], fresh: bool) -> str
         *([JAX_NOTE] if "jax" in columns else []),
         "",
         f"{'shape':13} {'op':18} {'dtype':8} threads {'ms':>9} {'ns/element':>10}"
-        + "".join(f"{f'x {name}':>{_width(name)}}" for name in columns),
+        + "".join(f" {f'x {name}':>{_width(name)}}" for name in columns),
     ]
     return "\n".join(lines)
 
@@ -130,14 +130,14 @@ def row(result: Result, columns: Sequence[str]) -> str:
         f"{result.name:13} {result.op:18} {result.dtype:8} {result.threads:7} "
         f"{1e3 * seconds:9.4g} {1e9 * seconds / result.elements:10.3f}"
         + "".join(
-            f"{f'{result.ratios[name]:.2f}' if name in result.ratios else '-':>{_width(name)}}"
+            f" {f'{result.ratios[name]:.2f}' if name in result.ratios else '-':>{_width(name)}}"
             for name in columns
         )
     )
 
 
 def _width(column: str) -> int:
-    return max(9, len(column) + 4)
+    return max(8, len(column) + 3)
 
 
 def summarize(results: Sequence[Result], cache: int) -> list[dict[str, Any]]:
@@ -170,7 +170,7 @@ def noise_of(results: Sequence[Result]) -> dict[str, Any]:
     return {
         "median": float(np.median(spreads)),
         "worst": max(spreads),
-        "worst_case": f"{worst.name} {worst.op} {worst.dtype}, {worst.threads} threads",
+        "worst_case": f"{worst.name} {worst.op} {worst.dtype}, threads {worst.threads}",
     }
 
 
@@ -185,7 +185,7 @@ def closing(
         "",
         "geometric mean (worst case)",
         f"{'op':18} {'dtype':8} threads {'size':10} cases"
-        + "".join(f"{f'x {name}':>15}" for name in columns),
+        + "".join(f" {f'x {name}':>14}" for name in columns),
     ]
     for line in summary:
         cells = (line["ratios"].get(name) for name in columns)
@@ -193,7 +193,7 @@ def closing(
             f"{line['op']:18} {line['dtype']:8} {line['threads']:7} {line['size']:10} "
             f"{line['cases']:5}"
             + "".join(
-                f"{'-' if cell is None else '{mean:.2f} ({worst:.2f})'.format(**cell):>15}"
+                f" {'-' if cell is None else '{mean:.2f} ({worst:.2f})'.format(**cell):>14}"
                 for cell in cells
             )
         )

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib import metadata
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -62,7 +61,10 @@ class Contender:
     @classmethod
     def version(cls) -> str | None:
         """Its version, None if it is not installed."""
-        return metadata.version(cls.package) if find_spec(cls.package) else None
+        try:
+            return metadata.version(cls.package)
+        except metadata.PackageNotFoundError:
+            return None
 
     def __init__(self, data: Data, threads: int, fresh: bool) -> None:
         self.data = data

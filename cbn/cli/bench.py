@@ -9,8 +9,10 @@ import math
 import os
 import platform
 import random
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, product, repeat
 from pathlib import Path
 from typing import Any
@@ -153,7 +155,7 @@ def _progress(results: Iterable[Result], total: int) -> tuple[Iterable[Result], 
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:
-        return results, print
+        return results, partial(print, flush=True)
     return tqdm(results, total=total, unit="case", leave=False), tqdm.write
 
 
@@ -311,6 +313,8 @@ def _shape(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(
             f"expected NxD such as 256x1024, or {', '.join([*GROUPS, 'cache'])}, got {text!r}"
         ) from None
+    if N * D > sys.maxsize // 8:
+        raise argparse.ArgumentTypeError(f"expected a shape that fits into memory, got {text!r}")
     return N, D
 
 
