@@ -22,7 +22,7 @@ from tolerances import (
 
 DTYPES = [np.float32, np.float64]
 
-# Around the kernels' units: 4, 8, 32 and 256 rows, 16 to 256 channels.
+# Around the kernels' units: 4, 8, 32 and 256 rows, 16 to 512 channels.
 SHAPES = [
     *((1, 1), (1, 7), (2, 1), (2, 3), (3, 5), (4, 4), (5, 2), (7, 3), (8, 9), (9, 8), (31, 17)),
     *((32, 16), (33, 15), (63, 5), (65, 4), (100, 1), (17, 255), (6, 256), (5, 257), (3, 1025)),

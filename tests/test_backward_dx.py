@@ -12,7 +12,7 @@ import exact
 from cases import BLOCK_ROWS, Batch, check_training, generator, same_bytes, within
 from tolerances import dx_bound
 
-COLS = [1, 2, 15, 16, 17, 63, 64, 65, 255, 256, 257, 513]
+COLS = [1, 2, 3, 15, 16, 17, 64, 65, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025]
 
 
 def dx_of(x, dy, gamma=None, eps=1e-5, **options):

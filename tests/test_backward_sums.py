@@ -108,7 +108,7 @@ def test_rows_past_the_end_are_not_read(rows, dtype):
         assert np.array_equal(found, right)
 
 
-@pytest.mark.parametrize("cols", [1, 15, 16, 17, 64, 65, 255, 256, 257, 513])
+@pytest.mark.parametrize("cols", [1, 15, 16, 17, 64, 65, 256, 257, 511, 512, 513, 1025])
 def test_a_column_does_not_know_its_neighbours(cols, dtype):
     b = Batch((70, cols), dtype)
     together = sums(b.dy, b.x)

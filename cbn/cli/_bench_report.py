@@ -237,7 +237,9 @@ def plot(results: Sequence[Result], machine: dict[str, Any], path: Path) -> None
             _plot_scaling(row[2], shown, alone, full)
         for axes in row:
             axes.grid(alpha=0.3)
-    figure.legend(*panels[0][1].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    figure.legend(
+        *panels[0][1].get_legend_handles_labels(), loc="outside lower center", ncols=len(COLORS)
+    )
     figure.savefig(path, dpi=150)
 
 
@@ -247,7 +249,7 @@ def _plot_over_floor(axes: Any, results: Sequence[Result]) -> None:
     for name in results[0].seconds:
         if name != "floor":
             ratios = [result.seconds[name] / result.seconds["floor"] for result in results]
-            axes.plot(positions, ratios, "o", color=COLORS[name], zorder=3 if name == "cbn" else 2)
+            axes.plot(positions, ratios, "o", **_style(name))
     axes.set_xticks(positions, [result.name for result in results], rotation=60, ha="right")
     axes.set(yscale="log", ylabel="time over the floor's")
     axes.yaxis.set_major_formatter("{x:g}")
@@ -257,7 +259,7 @@ def _plot_by_size(axes: Any, results: Sequence[Result], full: float) -> None:
     sizes = [result.elements for result in results]
     for name in results[0].seconds:
         times = [1e9 * result.seconds[name] / result.elements for result in results]
-        axes.plot(sizes, times, ".-", color=COLORS[name], linewidth=1, label=name)
+        axes.plot(sizes, times, ".-", label=name, **_style(name))
     axes.set(yscale="log", ylabel="ns an element")
     axes.yaxis.set_major_formatter("{x:g}")
     _scale_by_size(axes, full)
@@ -269,9 +271,14 @@ def _plot_scaling(
     sizes = [result.elements for result in results]
     for name in results[0].seconds:
         gains = [alone[result.shape][name] / result.seconds[name] for result in results]
-        axes.plot(sizes, gains, ".-", color=COLORS[name], linewidth=1)
+        axes.plot(sizes, gains, ".-", **_style(name))
     axes.set(ylim=(0, None), ylabel=f"speed-up of {results[0].threads} threads over 1")
     _scale_by_size(axes, full)
+
+
+def _style(name: str) -> dict[str, Any]:
+    own = name == "cbn"
+    return {"color": COLORS[name], "linewidth": 1 + own, "zorder": 2 + own}
 
 
 def _scale_by_size(axes: Any, full: float) -> None:
