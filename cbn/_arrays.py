@@ -21,7 +21,9 @@ def by_dtype(function: Any) -> dict[np.dtype, Any]:
 
 def float64(values: NDArray | None, copy: bool = False) -> NDArray[np.float64] | None:
     """Per-channel values in the one form the C core takes."""
-    return None if values is None else np.array(values, np.float64, copy=copy or None, order="C")
+    if values is None:
+        return None
+    return np.array(values, np.float64) if copy else np.require(values, np.float64, ["C", "A"])
 
 
 def _rows(array: NDArray, axis: int) -> NDArray:

@@ -29,7 +29,7 @@ cdef int release(cbn_c.cbn_resources *resources, cbn_c.cbn_status status) except
 
 cdef int raise_status(cbn_c.cbn_status status) except -1:
     if status != cbn_c.CBN_OK:
-        raise ValueError(cbn_c.cbn_status_text(status).decode())
+        raise RuntimeError("cbn: " + cbn_c.cbn_status_text(status).decode())
     return 0
 
 
@@ -39,12 +39,17 @@ cdef int array_of(cbn_c.cbn_array *array, const real[:, :] values) except -1:
     return raise_status(cbn_c.cbn_set_view(array, 2, &values.shape[0], &values.strides[0], 1))
 
 
-cdef cbn_c.cbn_statistics statistics_of(double[:, ::1] stats, double count) noexcept:
-    return cbn_c.cbn_statistics(&stats[0, 0], &stats[1, 0], &stats[2, 0], &stats[3, 0], count)
+cdef cbn_c.cbn_statistics statistics_of(const double[:, ::1] stats, double count) noexcept:
+    cdef double *first = <double *> &stats[0, 0]
+    cdef Py_ssize_t channels = stats.shape[1]
+    return cbn_c.cbn_statistics(first, first + channels, first + 2 * channels,
+                                first + 3 * channels, count)
 
 
 cdef const double *pointer_or_null(const double[::1] values) noexcept:
-    return NULL if values is None else &values[0]
+    if values is None:
+        return NULL
+    return &values[0]
 
 
 def forward(real[:, :] y not None, double[:, ::1] stats not None, const real[:, :] x not None,
@@ -83,7 +88,7 @@ def inference(real[:, :] y not None, double[:, ::1] stats not None, const real[:
 
 def backward(real[:, :] dx not None, double[::1] dgamma not None, double[::1] dbeta not None,
              const real[:, :] dy not None, const real[:, :] x not None,
-             double[:, ::1] stats not None, double count, const double[::1] gamma, int threads):
+             const double[:, ::1] stats not None, double count, const double[::1] gamma, int threads):
     cdef cbn_c.cbn_array dx_array, dy_array, x_array
     cdef cbn_c.cbn_statistics statistics = statistics_of(stats, count)
     cdef const double *gamma_data = pointer_or_null(gamma)
@@ -119,7 +124,7 @@ def inference_backward(real[:, :] dx not None, double[::1] dgamma not None,
 
 
 def jvp(real[:, :] y_dot not None, const real[:, :] x_dot not None, const real[:, :] x not None,
-        double[:, ::1] stats not None, double count, const double[::1] gamma,
+        const double[:, ::1] stats not None, double count, const double[::1] gamma,
         const double[::1] gamma_dot, const double[::1] beta_dot, int threads):
     cdef cbn_c.cbn_array y_dot_array, x_dot_array, x_array
     cdef cbn_c.cbn_statistics statistics = statistics_of(stats, count)
@@ -141,7 +146,7 @@ def jvp(real[:, :] y_dot not None, const real[:, :] x_dot not None, const real[:
 def double_backward(real[:, :] g_dy not None, real[:, :] g_x not None,
                     double[::1] g_gamma not None, const real[:, :] ddx not None,
                     const real[:, :] dy not None, const real[:, :] x not None,
-                    double[:, ::1] stats not None, double count, const double[::1] gamma,
+                    const double[:, ::1] stats not None, double count, const double[::1] gamma,
                     const double[::1] ddgamma, const double[::1] ddbeta, int threads):
     cdef cbn_c.cbn_array g_dy_array, g_x_array, ddx_array, dy_array, x_array
     cdef cbn_c.cbn_statistics statistics = statistics_of(stats, count)

@@ -79,12 +79,12 @@ void cbn_channels_double_backward(double *c_dy, double *c_ddx, double *c_xhat, d
             (-by_dy * sum->dy_xhat[j] - by_ddx * mean_ddx_xhat) - scale[j] * invstd[j] * e_ddx;
         const double by_one = -by_dy * sum->dy[j] - by_ddx * mean_ddx;
         /* One value has neither gradient nor curvature; roundings would not quite cancel. */
-        const double alive = n == 1 ? 0 : 1;
-        c_dy[j] = alive * by_dy;
-        c_ddx[j] = alive * by_ddx * share;
-        c_xhat[j] = alive * by_xhat * share;
-        c_one[j] = alive * by_one * share;
-        g_gamma[j] = alive * (invstd[j] * e_ddx);
+        const int alive = n != 1;
+        c_dy[j] = alive ? by_dy : 0;
+        c_ddx[j] = alive ? by_ddx * share : 0;
+        c_xhat[j] = alive ? by_xhat * share : 0;
+        c_one[j] = alive ? by_one * share : 0;
+        g_gamma[j] = alive ? invstd[j] * e_ddx : 0;
     }
 }
 

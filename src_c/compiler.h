@@ -6,6 +6,11 @@
 #error "cbn keeps its promises only under strict IEEE arithmetic: build without fast-math"
 #endif
 
+#include <float.h>
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
+#error "cbn keeps its promises only where float and double are computed in their own precision"
+#endif
+
 #if defined(__x86_64__) || defined(_M_X64)
 #define CBN_X86_64 1
 #else
@@ -22,9 +27,12 @@
 #define CBN_INLINE static __forceinline
 #define CBN_UNUSED
 #define CBN_SIMD __pragma(loop(ivdep))
+#pragma fp_contract(off)
 #else
 #define CBN_INLINE static inline __attribute__((always_inline))
 #define CBN_UNUSED __attribute__((unused))
+/* Called when the library is loaded. */
+#define CBN_AT_LOAD __attribute__((constructor))
 /* No iteration depends on another one: true of every kernel loop, also when the output is an
    input, since then each iteration reads its element before it writes it. */
 #define CBN_SIMD _Pragma("omp simd")

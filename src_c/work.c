@@ -5,15 +5,22 @@
 #endif
 
 #include "cbn.h"
+#include "compiler.h"
 #include "kernels/kernels.h"
 
 /* Work that a further thread must find before it pays for its wake-up, in elements. */
 #define ELEMENTS_PER_THREAD 16384
 
-/* Rows of a chunk: enough to spread the cost of a tile, and at most MAX_CHUNKS of them, which
- * bounds the partial results of a forward pass to 3 % of a float32 input. */
+/* More threads than pay for any call; libgomp ends the process when the system refuses one. */
+#define MAX_THREADS 1024
+
+/* Rows of a chunk: enough to spread the cost of a tile, few enough that 64 blocks added one after
+ * another err by less than the contract, and at most MAX_CHUNKS chunks. The partial results of a
+ * forward pass stay under 3 % of a float32 input. */
 #define MIN_CHUNK_ROWS 256
-#define MAX_CHUNKS 64
+#define MAX_CHUNK_ROWS 2048
+#define USUAL_CHUNKS 64
+#define MAX_CHUNKS 8192
 
 /* A strip shorter than 256 bytes of float32 wastes the lines and pages it touches: below that,
  * threads share the rows instead of the channels. */
@@ -25,14 +32,28 @@ static ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return a / b + (a % b != 0
 static int useful_threads(ptrdiff_t rows, ptrdiff_t channels, int threads)
 {
     const double most = (double)rows * (double)channels / ELEMENTS_PER_THREAD;
-    return most < 2 || threads < 1 ? 1 : most < threads ? (int)most : threads;
+    const int allowed = threads < MAX_THREADS ? threads : MAX_THREADS;
+    return most < 2 || allowed < 1 ? 1 : most < allowed ? (int)most : allowed;
+}
+
+static ptrdiff_t whole_blocks(ptrdiff_t rows, ptrdiff_t chunks)
+{
+    return ceil_div(ceil_div(rows, chunks), CBN_BLOCK_ROWS) * CBN_BLOCK_ROWS;
+}
+
+static ptrdiff_t chunk_rows_of(ptrdiff_t rows)
+{
+    const ptrdiff_t usual = whole_blocks(rows, USUAL_CHUNKS);
+    const ptrdiff_t least = whole_blocks(rows, MAX_CHUNKS);
+    const ptrdiff_t capped = usual < MAX_CHUNK_ROWS ? usual : MAX_CHUNK_ROWS;
+    const ptrdiff_t enough = capped > MIN_CHUNK_ROWS ? capped : MIN_CHUNK_ROWS;
+    return least > enough ? least : enough;
 }
 
 cbn_work cbn_work_split(ptrdiff_t rows, ptrdiff_t channels, int threads)
 {
     cbn_work w = {.rows = rows, .channels = channels};
-    const ptrdiff_t even = ceil_div(ceil_div(rows, MAX_CHUNKS), CBN_BLOCK_ROWS) * CBN_BLOCK_ROWS;
-    w.chunk_rows = even > MIN_CHUNK_ROWS ? even : MIN_CHUNK_ROWS;
+    w.chunk_rows = chunk_rows_of(rows);
     w.chunks = ceil_div(rows, w.chunk_rows);
     w.strips = channels > CBN_STRIP ? ceil_div(channels, CBN_STRIP) : 1;
     w.threads = useful_threads(rows, channels, threads);
@@ -136,23 +157,18 @@ static void run_thread(const team *m, int thread, int threads)
     (m->work->by_rows ? run_by_rows : run_by_strips)(m, thread, threads);
 }
 
-#if defined(_OPENMP) && defined(__unix__)
+#if defined(_OPENMP) && !defined(_WIN32)
 #include <pthread.h>
-#include <stdatomic.h>
 
 /* libgomp's threads do not survive fork(), and a child that asks for them waits for ever
- * (GCC bug 60035). A child of a process that had them runs serially. */
-static atomic_int had_threads, forked_with_threads;
+ * (GCC bug 60035). Whoever had them in the parent: a forked child runs serially. */
+static volatile int forked;
 
-static void after_fork_in_child(void) { forked_with_threads = had_threads; }
+static void after_fork_in_child(void) { forked = 1; }
 
-static int threads_allowed(void)
-{
-    if (!atomic_exchange(&had_threads, 1)) {
-        pthread_atfork(NULL, NULL, after_fork_in_child);
-    }
-    return !forked_with_threads && !omp_in_parallel();
-}
+CBN_AT_LOAD static void watch_forks(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
+
+static int threads_allowed(void) { return !forked && !omp_in_parallel(); }
 #elif defined(_OPENMP)
 static int threads_allowed(void) { return !omp_in_parallel(); }
 #endif

@@ -1,3 +1,3 @@
-/* AVX2, FMA and F16C. FMA is not contracted into: it would change the last bit. */
+/* AVX2 and FMA. FMA is not contracted into: it would change the last bit. */
 #define CBN_ISA avx2
 #include "../kernels/instantiate.h"

@@ -1,7 +1,9 @@
 /* sum(dy) = dbeta and sum(dy * xhat) = dgamma of each channel.               docs/math.md (7), (8)
  *
  * Four rows at a time as a tree in the working type, over a block of CBN_BLOCK_ROWS rows, then
- * into float64. xhat is recomputed from x: storing it would cost a write and a read of N x D.
+ * into float64 with the rounding errors kept, which many equal terms would pile up. Sums that
+ * overflow float32 are taken again in float64. xhat is recomputed from x: storing it would cost a
+ * write and a read of N x D.
  */
 
 /* Rows past the end take dy from a row of zeros. */
@@ -46,11 +48,15 @@ static void CBN_NAME(backward_sums_run)(double *sum_dy, double *sum_dy_xhat, cbn
     CBN_WORK *const low = CBN_SCRATCH(CBN_WORK, 3);
     CBN_WORK *const invstd = CBN_SCRATCH(CBN_WORK, 4);
     CBN_ELEMENT *const zeros = CBN_SCRATCH(CBN_ELEMENT, 5);
+    double *const low_dy = CBN_SCRATCH(double, 6);
+    double *const low_dy_xhat = CBN_SCRATCH(double, 7);
     CBN_NAME(split_mean)(high, low, channels, cols);
     CBN_NAME(round_to_work)(invstd, channels->invstd, cols);
     memset(zeros, 0, (size_t)cols * sizeof *zeros);
     memset(sum_dy, 0, (size_t)cols * sizeof *sum_dy);
     memset(sum_dy_xhat, 0, (size_t)cols * sizeof *sum_dy_xhat);
+    memset(low_dy, 0, (size_t)cols * sizeof *low_dy);
+    memset(low_dy_xhat, 0, (size_t)cols * sizeof *low_dy_xhat);
     for (ptrdiff_t start = 0; start < tile.rows; start += CBN_BLOCK_ROWS) {
         const ptrdiff_t left = tile.rows - start;
         const ptrdiff_t n = left < CBN_BLOCK_ROWS ? left : CBN_BLOCK_ROWS;
@@ -59,11 +65,36 @@ static void CBN_NAME(backward_sums_run)(double *sum_dy, double *sum_dy_xhat, cbn
         CBN_NAME(backward_sums_block)(s, t, dy_block, x_block, n, cols, high, low, invstd, zeros);
         CBN_SIMD
         for (ptrdiff_t j = 0; j < cols; ++j) {
-            sum_dy[j] += (double)s[j];
-            sum_dy_xhat[j] += (double)t[j];
+            cbn_two_sum(&sum_dy[j], &low_dy[j], (double)s[j]);
+            cbn_two_sum(&sum_dy_xhat[j], &low_dy_xhat[j], (double)t[j]);
         }
     }
+    CBN_SIMD
+    for (ptrdiff_t j = 0; j < cols; ++j) {
+        sum_dy[j] += low_dy[j];
+        sum_dy_xhat[j] += low_dy_xhat[j];
+    }
 }
+
+#ifdef CBN_WIDE
+/* The channels whose sums left the range of float32, once more; one at a time, for they are rare.
+ */
+static void CBN_NAME(backward_sums_again)(double *sum_dy, double *sum_dy_xhat, cbn_input dy,
+                                          cbn_input x, cbn_tile tile, const cbn_channels *channels)
+{
+    cbn_channels rest = *channels;
+    const ptrdiff_t cols = tile.cols;
+    tile.cols = 1;
+    for (ptrdiff_t j = 0; j < cols; ++j) {
+        if (!isfinite(sum_dy[j]) || !isfinite(sum_dy_xhat[j])) {
+            CBN_WIDE(backward_sums_run)(sum_dy + j, sum_dy_xhat + j, dy, x, tile, &rest);
+        }
+        cbn_skip(&rest, 1);
+        CBN_SKIP(dy, 1);
+        CBN_SKIP(x, 1);
+    }
+}
+#endif
 
 CBN_UNUSED static void CBN_NAME(backward_sums)(double *sum_dy, double *sum_dy_xhat, cbn_input dy,
                                                cbn_input x, cbn_tile tile,
@@ -74,8 +105,12 @@ CBN_UNUSED static void CBN_NAME(backward_sums)(double *sum_dy, double *sum_dy_xh
     for (ptrdiff_t left = tile.cols; left > 0; left -= tile.cols) {
         int wide;
         tile.cols = cbn_run(&wide, &rest, left);
-        (wide ? CBN_WIDE(backward_sums_run) : CBN_NAME(backward_sums_run))(sum_dy, sum_dy_xhat, dy,
-                                                                           x, tile, &rest);
+        if (wide) {
+            CBN_WIDE(backward_sums_run)(sum_dy, sum_dy_xhat, dy, x, tile, &rest);
+        } else {
+            CBN_NAME(backward_sums_run)(sum_dy, sum_dy_xhat, dy, x, tile, &rest);
+            CBN_NAME(backward_sums_again)(sum_dy, sum_dy_xhat, dy, x, tile, &rest);
+        }
         cbn_skip(&rest, tile.cols);
         sum_dy += tile.cols;
         sum_dy_xhat += tile.cols;

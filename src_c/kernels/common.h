@@ -19,6 +19,15 @@
 /* Moves an input or output past its first `count` channels. */
 #define CBN_SKIP(array, count) ((array).data += (count) * (ptrdiff_t)sizeof(CBN_ELEMENT))
 
+/* sum + low += term, exact but for the rounding of low (Knuth). */
+CBN_INLINE void cbn_two_sum(double *sum, double *low, double term)
+{
+    const double total = *sum + term;
+    const double term_in_total = total - *sum;
+    *low += (*sum - (total - term_in_total)) + (term - term_in_total);
+    *sum = total;
+}
+
 /* Float32 arithmetic serves a channel whose mean and factors neither overflow nor lose bits to
  * underflow with any float32 of interest; up to 2^102 no x - mean of finite float32 overflows.
  * NaN counts as ordinary: it spoils its channel either way. */

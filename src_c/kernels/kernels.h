@@ -10,7 +10,7 @@
 #ifndef CBN_KERNELS_H
 #define CBN_KERNELS_H
 
-#include <stddef.h>
+#include "../cbn.h"
 
 /* Channels a tile may have: 2 KiB of a float32 row. At 1 KiB, rows 4 KiB apart took moments and
  * backward_sums 1.25 times as long and the maps 1.15 times; 4 KiB gained nothing more. */
@@ -70,7 +70,7 @@ typedef struct cbn_kernels {
 /* One tier: its name and its kernel sets by cbn_dtype. */
 typedef struct cbn_tier {
     const char *name;
-    cbn_kernels kernels[2];
+    cbn_kernels kernels[CBN_DTYPE_COUNT];
 } cbn_tier;
 
 extern const cbn_tier cbn_tier_baseline;
