@@ -162,7 +162,10 @@ class BuildExt(build_ext):
             except (CompileError, LinkError):
                 return False
             program = self.compiler.executable_filename("probe", output_dir=folder)
-            return subprocess.run([program], timeout=60).returncode == 0
+            try:
+                return subprocess.run([program], timeout=60).returncode == 0
+            except (OSError, subprocess.TimeoutExpired):  # a cross compiler, a noexec folder
+                return False
 
     def command(self):
         """The compiler without its flags."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 import operator
 from typing import Any
 
@@ -111,12 +112,12 @@ def variance(value: Any, channels: int) -> np.ndarray:
 
 
 def epsilon(value: Any) -> float:
-    if isinstance(value, (bool, np.bool_, str, bytes)):
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool_)):
         raise TypeError(f"eps: expected a real number, got {value!r}")
     try:
         eps = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"eps: expected a real number, got {value!r}") from None
     except OverflowError:
         eps = math.inf
     if not 0 <= eps < math.inf:
@@ -145,8 +146,8 @@ def same_shape(name: str, value: Any, shape: tuple[int, ...], of: str = "x") -> 
 
 
 def output(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out: expected a numpy.ndarray, got {type(out).__name__}")
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"out: expected a plain numpy.ndarray, got {type(out).__name__}")
     if out.shape != shape:
         raise ValueError(f"out: expected shape {shape}, got {out.shape}")
     if out.dtype != dtype:

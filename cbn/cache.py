@@ -52,7 +52,9 @@ class BatchNormCache:
         self.axis = axis
         self.count = math.inf if fixed else rows.shape[0]
         self._rows = rows
-        self._stats = stats  # mean, what did not fit into it, var, invstd
+        # mean, what did not fit into it, var, invstd; read-only, for mean *= 0.9 would be silent
+        self._stats = stats.view()
+        self._stats.flags.writeable = False
         self._gamma = float64(gamma, copy=True)
         self._gamma_dtype = None if gamma is None else _check.result_dtype(gamma.dtype)
         self._beta_dtype = None if beta is None else _check.result_dtype(beta.dtype)

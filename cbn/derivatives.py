@@ -7,6 +7,7 @@ docs/math.md.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -215,7 +216,7 @@ def batch_norm_backward_staged(
         gradient(sum_dy_xhat, cache._gamma_dtype),
         gradient(sum_dy, cache._beta_dtype),
         dxhat=_scaled(dy, cache, threads),
-        dvar=-gamma * cache.invstd**2 * sum_dy_xhat / 2,
+        dvar=-(gamma * cache.invstd * sum_dy_xhat) * cache.invstd / 2,
         dmean=-gamma * cache.invstd * sum_dy,
     )
 
@@ -257,8 +258,13 @@ def batch_norm_jacobian(cache: BatchNormCache) -> NDArray:
         stats = cache._stats.copy()
         _INFERENCE[kernel](xhat, stats, cache._rows, None, None, cache.eps, get_num_threads())
     scale = cache.invstd if cache._gamma is None else cache._gamma * cache.invstd
-    jacobian = xhat.T[:, :, None] * xhat.T[:, None, :]
-    jacobian += 1
-    jacobian *= (-scale / cache.count).astype(kernel)[:, None, None]
-    np.einsum("dii->di", jacobian)[...] += scale.astype(kernel)[:, None]
-    return jacobian.astype(_check.result_dtype(cache.x.dtype), copy=False)
+    if cache.count == math.inf:
+        jacobian = np.zeros((channels, rows, rows))
+    else:
+        columns = xhat.T.astype(np.float64)
+        jacobian = columns[:, :, None] * columns[:, None, :]
+        jacobian += 1
+        jacobian *= (-scale / cache.count)[:, None, None]
+    np.einsum("dii->di", jacobian)[...] += scale[:, None]
+    with np.errstate(over="ignore"):
+        return jacobian.astype(_check.result_dtype(cache.x.dtype), copy=False)

@@ -159,7 +159,8 @@ def batch_norm_backward(
     cache : BatchNormCache
         As returned by `batch_norm_forward`; x must not have changed since.
     out : ndarray, optional
-        Where to put dx: of x's shape and y's dtype, writable; dy itself is allowed.
+        Where to put dx: of x's shape and y's dtype, writable; dy itself is allowed, and x itself,
+        after which the cache is of no more use.
     num_threads : int, optional
         Threads for this call.
 

@@ -73,7 +73,9 @@ def get_num_threads() -> int:
     environment variable CBN_NUM_THREADS, OMP_NUM_THREADS; else the smallest of the CPUs this
     process may run on, the control group's quota rounded up, and OpenMP's own limit (so that
     threadpoolctl's limits hold). The environment is read when cbn is imported. Small arrays use
-    fewer threads, down to one.
+    fewer threads, down to one; so does a forked child, since OpenMP's threads do not survive
+    fork(). No call uses more than 1024. GNU's OpenMP ends the process when the system cannot
+    create a thread; a call with one thread never asks for any.
 
     Returns
     -------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from cases import (
     reference_forward,
     within,
 )
-from tolerances import dbeta_bound, dgamma_bound
+from cbn import reference
+from tolerances import dbeta_bound, dgamma_bound, dx_bound
 
 
 def sums(dy, x, eps=1e-5):
@@ -155,3 +157,31 @@ def test_any_gradient(rows, power, seed, dtype):
     rng = np.random.default_rng(seed)
     dy = np.ldexp(rng.standard_cauchy((rows, 2)), power).astype(dtype)
     check_training(rng.normal(3, 2, (rows, 2)).astype(dtype), dy, rng.normal(1, 1, 2), exactly=True)
+
+
+def test_many_equal_float64_terms_do_not_pile_up_errors():
+    """One rounding a block in the same direction would be 80 units here."""
+    n = 2**20
+    _, cache = cbn.batch_norm_forward(np.arange(n, dtype=float)[:, None], np.ones(1), np.zeros(1))
+    dbeta = cbn.batch_norm_backward(np.full((n, 1), 0.1), cache)[2]
+    exact = n * Fraction(0.1)
+    assert abs(Fraction(float(dbeta[0])) - exact) <= 8 * Fraction(2) ** -53 * exact
+
+
+def test_float32_gradients_whose_block_sums_overflow():
+    x = np.random.default_rng(3).normal(size=(64, 2)).astype(np.float32)
+    gamma = np.full(2, 1e-3, np.float32)
+    _, cache = cbn.batch_norm_forward(x, gamma, gamma)
+    dy = np.empty((64, 2), np.float32)
+    dy[0::2], dy[1::2] = 2e37, 3e37
+    dx = cbn.batch_norm_backward(dy, cache)[0]
+    _, wide = reference.forward(x, gamma)
+    expected = reference.backward(dy, wide)[0]
+    assert np.all(abs(dx - expected) <= dx_bound(np.float32, dy, wide.xhat, gamma, wide.invstd))
+
+
+def test_an_infinite_gradient_sums_to_infinity():
+    _, cache = cbn.batch_norm_forward(np.eye(4), np.ones(4), np.zeros(4))
+    dy = np.ones((4, 4))
+    dy[1, 2] = np.inf
+    np.testing.assert_array_equal(cbn.batch_norm_backward(dy, cache)[2], [4, 4, np.inf, 4])

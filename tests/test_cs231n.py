@@ -124,3 +124,26 @@ def test_float32_running_statistics_stay_float32(batch):
     bn_param = {"mode": "train"}
     out, _ = cs231n.batchnorm_forward(x, gamma, beta, bn_param)
     assert out.dtype == bn_param["running_mean"].dtype == np.float32
+
+
+def test_integer_running_statistics_do_not_truncate(batch):
+    x, gamma, beta, _ = batch
+    bn_param = {"mode": "train", "running_mean": [0] * 5, "running_var": np.ones(5, int)}
+    cs231n.batchnorm_forward(x, gamma, beta, bn_param)
+    np.testing.assert_allclose(bn_param["running_mean"], 0.1 * x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(bn_param["running_var"], 0.9 + 0.1 * x.var(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1,), (4,), (2, 5)])
+@pytest.mark.parametrize("mode", ["train", "test"])
+def test_running_statistics_of_a_wrong_shape(batch, shape, mode):
+    x, gamma, beta, _ = batch
+    with pytest.raises(ValueError, match="running_var: expected shape"):
+        cs231n.batchnorm_forward(x, gamma, beta, {"mode": mode, "running_var": np.ones(shape)})
+
+
+def test_test_mode_without_statistics_starts_from_zeros(batch):
+    x, gamma, beta, _ = batch
+    bn_param = {"mode": "test"}
+    cs231n.batchnorm_forward(x.astype(int), gamma, beta, bn_param)
+    assert not bn_param["running_mean"].any() and not bn_param["running_var"].any()

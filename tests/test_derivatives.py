@@ -355,3 +355,26 @@ GIVEN = Case((5, 4), np.float64)
 def test_bad_input(call, error, text):
     with pytest.raises(error, match=text):
         call(GIVEN)
+
+
+def test_statistics_of_a_cache_are_read_only():
+    with pytest.raises(ValueError, match="read-only"):
+        GIVEN.cache.mean[0] = 1
+
+
+def test_unaligned_tangents_are_as_good_as_aligned_ones():
+    case = Case((20, 4), np.float64)
+    shifted = np.empty(33, np.uint8)[1:].view(np.float64)
+    shifted[...] = case.gamma_dot
+    assert not shifted.flags.aligned
+    np.testing.assert_array_equal(
+        cbn.batch_norm_jvp(case.x_dot, case.cache, shifted, shifted),
+        cbn.batch_norm_jvp(case.x_dot, case.cache, case.gamma_dot, case.gamma_dot),
+    )
+
+
+def test_jacobian_of_inference_is_diagonal_for_any_x():
+    x = np.full((3, 2), 1e30, np.float32)
+    jacobian = cbn.batch_norm_jacobian(cbn.batch_norm_inference_cache(x, np.zeros(2), np.ones(2)))
+    expected = np.float32(1 / np.sqrt(1 + 1e-5)) * np.eye(3, dtype=np.float32)
+    np.testing.assert_array_equal(jacobian, [expected, expected])

@@ -52,7 +52,7 @@ PYTHON_ARROWS = {
     "__init__": {"functional", "derivatives", "cache", "layer", "moments", "runtime", "_version"},
     "__main__": {"cli"},
     "cli": {"", "gradcheck", "_version"},
-    "interop": {"", "functional", "derivatives", "cache", "layer", "moments"},
+    "interop": {"", "functional", "derivatives", "cache", "layer", "moments", "_check"},
     "distributed": {"functional", "layer", "moments"},
     "layer": {"functional", "moments", "_check"},
     "fold": {"functional", "_check"},

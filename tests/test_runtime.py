@@ -254,6 +254,28 @@ def test_fork_after_a_parallel_call(run_python):
     assert run.stdout.split() == ["done"], run.stderr
 
 
+FORK_BEFORE_ANY_CALL = """
+import os
+import signal
+import numpy as np
+import cbn
+
+child = os.fork()
+if child == 0:
+    signal.alarm(10)
+    cbn.batch_norm_forward(np.random.default_rng(0).normal(size=(4000, 300)), num_threads=4)
+    os._exit(0 if len(os.listdir("/proc/self/task")) == 1 else 1)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+def test_a_forked_child_starts_no_threads(run_python):
+    """Whoever else used OpenMP in the parent, the child must not wait for its threads."""
+    run = run_python("-W", "ignore", "-c", FORK_BEFORE_ANY_CALL)
+    assert run.stdout.split() == ["0"], run.stderr
+
+
 SUBNORMALS = """
 import numpy as np
 import cbn

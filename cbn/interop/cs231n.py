@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cbn import _check
 from cbn.cache import BatchNormCache
 from cbn.derivatives import batch_norm_inference_cache
 from cbn.functional import batch_norm_backward, batch_norm_forward, batch_norm_inference
@@ -32,8 +33,8 @@ def batchnorm_forward(
     x : ndarray, shape (N, D)
     gamma, beta : ndarray, shape (D,)
     bn_param : dict
-        See the module; its running statistics are updated when mode is "train", and only when
-        the call succeeds.
+        See the module; gets both running statistics, new ones in mode "train", and only when the
+        call succeeds.
 
     Returns
     -------
@@ -80,31 +81,31 @@ def _forward(
     x: NDArray, gamma: NDArray, beta: NDArray, bn_param: dict[str, Any], axis: int
 ) -> tuple[NDArray, BatchNormCache]:
     mode = bn_param["mode"]
+    if mode not in ("train", "test"):
+        raise ValueError(f'Invalid forward batchnorm mode "{mode}"')
     eps = bn_param.get("eps", 1e-5)
     momentum = bn_param.get("momentum", 0.9)
+    x = _check.real_array("x", x)
+    channels = x.shape[_check.batch(x, axis)]
+    dtype = _check.result_dtype(x.dtype)
+    mean, var = (
+        _running(bn_param, name, channels, dtype) for name in ("running_mean", "running_var")
+    )
     if mode == "train":
         out, cache = batch_norm_forward(x, gamma, beta, axis=axis, eps=eps)
-        batch = {"running_mean": cache.mean, "running_var": cache.var}
-        bn_param.update(
-            {
-                name: _average(_running(bn_param, name, out, axis), new, momentum)
-                for name, new in batch.items()
-            }
-        )
-        return out, cache
-    if mode == "test":
-        mean, var = (
-            _running(bn_param, name, np.asarray(x), axis)
-            for name in ("running_mean", "running_var")
-        )
+        mean, var = _average(mean, cache.mean, momentum), _average(var, cache.var, momentum)
+    else:
         out = batch_norm_inference(x, mean, var, gamma, beta, axis=axis, eps=eps)
-        return out, batch_norm_inference_cache(x, mean, var, gamma, beta, axis=axis, eps=eps)
-    raise ValueError(f'Invalid forward batchnorm mode "{mode}"')
+        cache = batch_norm_inference_cache(x, mean, var, gamma, beta, axis=axis, eps=eps)
+    bn_param["running_mean"], bn_param["running_var"] = mean, var
+    return out, cache
 
 
-def _running(bn_param: dict[str, Any], name: str, x: NDArray, axis: int) -> NDArray:
-    default = np.zeros(x.shape[axis], x.dtype)
-    return np.asarray(bn_param.get(name, default))
+def _running(bn_param: dict[str, Any], name: str, channels: int, dtype: np.dtype) -> NDArray:
+    running = np.asarray(bn_param.get(name, np.zeros(channels, dtype)))
+    if running.dtype.kind in "biu":
+        running = running.astype(np.float64)
+    return _check.parameter(name, running, channels)
 
 
 def _average(old: NDArray, new: NDArray, momentum: float) -> NDArray:

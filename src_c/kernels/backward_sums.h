@@ -71,8 +71,9 @@ static void CBN_NAME(backward_sums_run)(double *sum_dy, double *sum_dy_xhat, cbn
     }
     CBN_SIMD
     for (ptrdiff_t j = 0; j < cols; ++j) {
-        sum_dy[j] += low_dy[j];
-        sum_dy_xhat[j] += low_dy_xhat[j];
+        /* an infinite sum has no rounding error but NaN */
+        sum_dy[j] += low_dy[j] == low_dy[j] ? low_dy[j] : 0;
+        sum_dy_xhat[j] += low_dy_xhat[j] == low_dy_xhat[j] ? low_dy_xhat[j] : 0;
     }
 }
 
