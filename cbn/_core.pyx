@@ -88,7 +88,8 @@ def inference(real[:, :] y not None, double[:, ::1] stats not None, const real[:
 
 def backward(real[:, :] dx not None, double[::1] dgamma not None, double[::1] dbeta not None,
              const real[:, :] dy not None, const real[:, :] x not None,
-             const double[:, ::1] stats not None, double count, const double[::1] gamma, int threads):
+             const double[:, ::1] stats not None, double count, const double[::1] gamma,
+             int threads):
     cdef cbn_c.cbn_array dx_array, dy_array, x_array
     cdef cbn_c.cbn_statistics statistics = statistics_of(stats, count)
     cdef const double *gamma_data = pointer_or_null(gamma)
