@@ -96,19 +96,23 @@ def parameter(name: str, value: Any, channels: int) -> np.ndarray | None:
     return array
 
 
-def statistic(name: str, value: Any, channels: int) -> np.ndarray:
-    """A per-channel argument that must be given."""
-    if value is None:
-        raise TypeError(f"{name}: expected an array of shape ({channels},), got None")
-    return parameter(name, value, channels)
-
-
-def variance(value: Any, channels: int) -> np.ndarray:
-    var = statistic("var", value, channels)
+def population(
+    mean: Any, var: Any, gamma: Any, channels: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Given statistics, which must be there, and the scale that goes with them."""
+    mean, var = (
+        _statistic(name, value, channels) for name, value in (("mean", mean), ("var", var))
+    )
     if (var < 0).any():
         channel = int(np.argmax(var < 0))
         raise ValueError(f"var: expected values >= 0, got {var[channel]} in channel {channel}")
-    return var
+    return mean, var, parameter("gamma", gamma, channels)
+
+
+def _statistic(name: str, value: Any, channels: int) -> np.ndarray:
+    if value is None:
+        raise TypeError(f"{name}: expected an array of shape ({channels},), got None")
+    return parameter(name, value, channels)
 
 
 def epsilon(value: Any) -> float:

@@ -71,13 +71,13 @@ def batch_norm_inference_cache(
     x = _check.real_array("x", x)
     axis = _check.batch(x, axis)
     channels = x.shape[axis]
-    mean = _check.statistic("mean", mean, channels)
-    var = _check.variance(var, channels)
-    gamma = _check.parameter("gamma", gamma, channels)
+    mean, var, gamma = _check.population(mean, var, gamma, channels)
     beta = _check.parameter("beta", beta, channels)
     eps = _check.epsilon(eps)
     rows = input_rows(x, axis, _check.kernel_dtype(x.dtype))
-    stats = fixed_statistics(mean, var, eps)
+    stats = fixed_statistics(mean, var)
+    std = np.sqrt(stats[2] + eps)
+    np.divide(1, std, out=stats[3], where=std != 0)  # (3)
     return BatchNormCache(x, rows, stats, gamma, beta, eps, axis, fixed=True)
 
 
@@ -226,7 +226,7 @@ def _scaled(dy: NDArray, cache: BatchNormCache, threads: int) -> NDArray:
     kernel = _check.kernel_dtype(cache.x.dtype)
     target = new_output(cache.x, cache.axis)
     if cache._stats.shape[1]:
-        stats = fixed_statistics(np.zeros_like(cache.mean), np.ones_like(cache.var), 0.0)
+        stats = fixed_statistics(np.zeros_like(cache.mean), np.ones_like(cache.var))
         rows = input_rows(dy, cache.axis, kernel)
         _INFERENCE[kernel](target.rows, stats, rows, cache._gamma, None, 0.0, threads)
     return target.finish()

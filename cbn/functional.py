@@ -21,13 +21,11 @@ _BACKWARD = by_dtype(_core.backward)
 _INFERENCE_BACKWARD = by_dtype(_core.inference_backward)
 
 
-def fixed_statistics(mean: NDArray, var: NDArray, eps: float) -> NDArray[np.float64]:
-    """Given statistics in the form of the C core: mean, no low part, var, invstd (3)."""
+def fixed_statistics(mean: NDArray, var: NDArray) -> NDArray[np.float64]:
+    """Given statistics in the form of the C core, which fills in the last row, invstd."""
     stats = np.zeros((4, mean.shape[0]))
     stats[0] = mean
     stats[2] = var
-    std = np.sqrt(stats[2] + eps)
-    np.divide(1, std, out=stats[3], where=std != 0)
     return stats
 
 
@@ -235,9 +233,7 @@ def batch_norm_inference(
     x = _check.real_array("x", x)
     axis = _check.batch(x, axis)
     channels = x.shape[axis]
-    mean = _check.statistic("mean", mean, channels)
-    var = _check.variance(var, channels)
-    gamma = _check.parameter("gamma", gamma, channels)
+    mean, var, gamma = _check.population(mean, var, gamma, channels)
     beta = _check.parameter("beta", beta, channels)
     eps = _check.epsilon(eps)
     threads = resolve_threads(num_threads)
@@ -249,7 +245,7 @@ def batch_norm_inference(
         _check.overlap(out, {"x": x}, mean=mean, var=var, gamma=gamma, beta=beta)
         target = OutputRows(out, axis, kernel)
     if channels:
-        stats = fixed_statistics(mean, var, eps)
+        stats = fixed_statistics(mean, var)
         rows = input_rows(x, axis, kernel)
         _INFERENCE[kernel](target.rows, stats, rows, float64(gamma), float64(beta), eps, threads)
     return target.finish()
@@ -296,9 +292,7 @@ def batch_norm_inference_backward(
     axis = _check.batch(x, axis)
     channels = x.shape[axis]
     dy = _check.same_shape("dy", dy, x.shape)
-    mean = _check.statistic("mean", mean, channels)
-    var = _check.variance(var, channels)
-    gamma = _check.parameter("gamma", gamma, channels)
+    mean, var, gamma = _check.population(mean, var, gamma, channels)
     eps = _check.epsilon(eps)
     threads = resolve_threads(num_threads)
     kernel = _check.kernel_dtype(x.dtype)
@@ -310,7 +304,7 @@ def batch_norm_inference_backward(
         target = OutputRows(out, axis, kernel)
     dgamma, dbeta = np.empty((2, channels))
     if channels:
-        stats = fixed_statistics(mean, var, eps)
+        stats = fixed_statistics(mean, var)
         dy_rows, x_rows = input_rows(dy, axis, kernel), input_rows(x, axis, kernel)
         _INFERENCE_BACKWARD[kernel](
             target.rows, dgamma, dbeta, stats, dy_rows, x_rows, float64(gamma), eps, threads
