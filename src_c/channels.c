@@ -2,6 +2,15 @@
 
 #include <math.h>
 
+/* a + b as the nearest number and what it leaves out (Knuth's two-sum). */
+static void two_sum(double *sum, double *low, double a, double b)
+{
+    const double total = a + b;
+    const double b_in_total = total - a;
+    *low = (a - (total - b_in_total)) + (b - b_in_total);
+    *sum = total;
+}
+
 void cbn_channels_merge_moments(double *base, double *offset, double *m2, const double *base2,
                                 const double *offset2, const double *m2_2, ptrdiff_t n1,
                                 ptrdiff_t n2, ptrdiff_t count)
@@ -10,7 +19,7 @@ void cbn_channels_merge_moments(double *base, double *offset, double *m2, const 
     const double spread = (double)n1 * share;
     for (ptrdiff_t j = 0; j < count; ++j) {
         const double delta = (base2[j] - base[j]) + (offset2[j] - offset[j]);
-        offset[j] += delta * share;
+        two_sum(&base[j], &offset[j], base[j], offset[j] + delta * share);
         m2[j] += m2_2[j] + delta * delta * spread;
     }
 }
@@ -27,11 +36,7 @@ void cbn_channels_statistics(double *mean, double *mean_low, double *var, const 
                              ptrdiff_t count)
 {
     for (ptrdiff_t j = 0; j < count; ++j) {
-        /* Knuth's two-sum */
-        const double sum = base[j] + offset[j];
-        const double offset_in_sum = sum - base[j];
-        mean[j] = sum;
-        mean_low[j] = (base[j] - (sum - offset_in_sum)) + (offset[j] - offset_in_sum);
+        two_sum(&mean[j], &mean_low[j], base[j], offset[j]);
         var[j] = m2[j] / (double)rows;
     }
 }
@@ -42,6 +47,42 @@ void cbn_channels_invstd(double *invstd, const double *var, double eps, ptrdiff_
         const double square = var[j] + eps;
         invstd[j] = square == 0 ? 0 : 1 / sqrt(square);
     }
+}
+
+/* Of 2^600; no sum of as many rows as memory holds overflows then. */
+#define SCALE_DOWN 0x1p-600
+#define SCALE_UP 0x1p600
+
+int cbn_channels_scaled_statistics(double *mean, double *mean_low, double *var, double *invstd,
+                                   double eps, const char *x, ptrdiff_t stride, ptrdiff_t rows)
+{
+    double sum = 0, low = 0, high, error;
+    for (ptrdiff_t r = 0; r < rows; ++r) {
+        const double value = *(const double *)(x + r * stride);
+        if (value - value != 0) {
+            return 0;
+        }
+        two_sum(&high, &error, sum, value * SCALE_DOWN);
+        sum = high;
+        low += error;
+    }
+    /* what the rounded quotient leaves of the sum is a sum of differences from it */
+    const double scaled = (sum + low) / (double)rows;
+    double rest = 0, squares = 0, squares_low = 0;
+    for (ptrdiff_t r = 0; r < rows; ++r) {
+        const double d = *(const double *)(x + r * stride) * SCALE_DOWN - scaled;
+        rest += d;
+        two_sum(&high, &error, squares, d * d);
+        squares = high;
+        squares_low += error;
+    }
+    rest /= (double)rows;
+    const double square = (squares + squares_low) / (double)rows - rest * rest;
+    *mean = scaled * SCALE_UP;
+    *mean_low = rest * SCALE_UP;
+    *var = square * SCALE_UP * SCALE_UP;
+    *invstd = SCALE_DOWN / sqrt(square + eps * SCALE_DOWN * SCALE_DOWN);
+    return 1;
 }
 
 void cbn_channels_scale(double *scale, const double *gamma, const double *invstd, ptrdiff_t count)

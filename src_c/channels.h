@@ -1,6 +1,6 @@
 /* The float64 arithmetic on per-channel numbers: merging partial results and turning them into
- * statistics and coefficients. Loops over channels, never over rows; equation numbers refer to
- * docs/math.md. Every array has `count` channels. */
+ * statistics and coefficients. Loops over channels, and over rows only where float64 overflowed;
+ * equation numbers refer to docs/math.md. Every array has `count` channels. */
 #ifndef CBN_CHANNELS_H
 #define CBN_CHANNELS_H
 
@@ -20,6 +20,11 @@ void cbn_channels_statistics(double *mean, double *mean_low, double *var, const 
 
 /* invstd = 1 / sqrt(var + eps), 0 where var + eps == 0; invstd may be var. */
 void cbn_channels_invstd(double *invstd, const double *var, double eps, ptrdiff_t count);
+
+/* Statistics of one float64 channel by scaled arithmetic, for squares past the range of float64.
+ * Returned: 0, and nothing written, if the channel has a value that is not finite. */
+int cbn_channels_scaled_statistics(double *mean, double *mean_low, double *var, double *invstd,
+                                   double eps, const char *x, ptrdiff_t stride, ptrdiff_t rows);
 
 /* scale = gamma * invstd; gamma NULL means ones. */
 void cbn_channels_scale(double *scale, const double *gamma, const double *invstd, ptrdiff_t count);

@@ -14,16 +14,16 @@
 /* More threads than pay for any call; libgomp ends the process when the system refuses one. */
 #define MAX_THREADS 1024
 
-/* Rows of a chunk: enough to spread the cost of a tile, few enough that 64 blocks added one after
- * another err by less than the contract, and at most MAX_CHUNKS chunks. The partial results of a
- * forward pass stay under 3 % of a float32 input. */
+/* Rows of a chunk: enough to spread the cost of a tile, and at most MAX_CHUNKS chunks. The partial
+ * results of a forward pass stay under 3 % of a float32 input. */
 #define MIN_CHUNK_ROWS 256
 #define MAX_CHUNK_ROWS 2048
 #define USUAL_CHUNKS 64
 #define MAX_CHUNKS 8192
 
-/* A strip shorter than 256 bytes of float32 wastes the lines and pages it touches: below that,
- * threads share the rows instead of the channels. */
+/* Columns of a row of lanes, and of a strip: memory likes long runs. */
+#define LANES_COLUMNS 2048
+#define MAX_STRIP 4096
 #define MIN_STRIP 64
 
 static ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return a / b + (a % b != 0); }
@@ -50,27 +50,61 @@ static ptrdiff_t chunk_rows_of(ptrdiff_t rows)
     return least > enough ? least : enough;
 }
 
+static ptrdiff_t lanes_of(ptrdiff_t rows, ptrdiff_t channels)
+{
+    ptrdiff_t lanes = 1;
+    while (channels > 0 && 2 * lanes * channels <= LANES_COLUMNS &&
+           rows / (2 * lanes) >= MIN_CHUNK_ROWS) {
+        lanes *= 2;
+    }
+    return lanes;
+}
+
+static void set_strips(cbn_work *w, ptrdiff_t strip)
+{
+    w->strip = strip;
+    w->strips = ceil_div(w->columns, strip);
+}
+
 cbn_work cbn_work_split(ptrdiff_t rows, ptrdiff_t channels, int threads)
 {
-    cbn_work w = {.rows = rows, .channels = channels};
-    w.chunk_rows = chunk_rows_of(rows);
-    w.chunks = ceil_div(rows, w.chunk_rows);
-    w.strips = channels > CBN_STRIP ? ceil_div(channels, CBN_STRIP) : 1;
+    cbn_work w = {.rows = rows, .channels = channels, .lanes = lanes_of(rows, channels)};
+    const ptrdiff_t lane_rows = rows / w.lanes;
+    w.columns = w.lanes * channels;
+    w.left_over = rows % w.lanes;
+    w.chunk_rows = chunk_rows_of(lane_rows);
+    w.chunks = ceil_div(lane_rows, w.chunk_rows);
     w.threads = useful_threads(rows, channels, threads);
-    w.by_rows = w.threads > 1 && channels < (ptrdiff_t)w.threads * MIN_STRIP;
+    w.by_rows = w.lanes > 1 || (w.threads > 1 && channels < (ptrdiff_t)w.threads * MAX_STRIP &&
+                                w.chunks >= 2 * w.threads);
+    ptrdiff_t strips = w.columns > MAX_STRIP ? ceil_div(w.columns, MAX_STRIP) : 1;
     if (!w.by_rows) {
-        w.strips = ceil_div(w.strips, w.threads) * w.threads;
-    } else if (w.threads > w.chunks) {
-        w.threads = (int)w.chunks;
+        strips = ceil_div(strips, w.threads) * w.threads;
+    } else if (w.threads > w.chunks * strips) {
+        const ptrdiff_t wanted = ceil_div(w.threads, w.chunks), most = w.columns / MIN_STRIP;
+        strips = wanted < most ? wanted : most > 1 ? most : 1;
     }
-    w.strip = ceil_div(ceil_div(channels > 0 ? channels : 1, w.strips), 16) * 16;
-    w.strips = ceil_div(channels, w.strip);
+    set_strips(&w, ceil_div(ceil_div(w.columns > 0 ? w.columns : 1, strips), 16) * 16);
+    if (w.by_rows && w.threads > w.chunks * w.strips) {
+        w.threads = (int)(w.chunks * w.strips);
+    }
+    /* the last strip may be a line longer, and kernels choose where in 4 KiB a slot begins */
+    w.slot_bytes = (size_t)(w.strip + 16) * sizeof(double) + 4096;
     return w;
+}
+
+void cbn_work_align(cbn_work *work, ptrdiff_t lead) { work->lead = lead; }
+
+void cbn_work_separate_lanes(cbn_work *work) { set_strips(work, work->channels); }
+
+size_t cbn_work_scratch(const cbn_work *work)
+{
+    return (size_t)work->threads * CBN_WORK_ARRAYS * work->slot_bytes;
 }
 
 ptrdiff_t cbn_work_chunk_end(const cbn_work *work, ptrdiff_t chunk)
 {
-    return chunk + 1 < work->chunks ? (chunk + 1) * work->chunk_rows : work->rows;
+    return chunk + 1 < work->chunks ? (chunk + 1) * work->chunk_rows : work->rows / work->lanes;
 }
 
 typedef struct team {
@@ -79,11 +113,16 @@ typedef struct team {
     const void *operation;
 } team;
 
+static void *work_of(const cbn_work *w, int thread)
+{
+    return w->scratch + (size_t)thread * CBN_WORK_ARRAYS * w->slot_bytes;
+}
+
 static cbn_place place_of(const cbn_work *w, ptrdiff_t chunk, ptrdiff_t strip, int thread)
 {
-    const ptrdiff_t channel = strip * w->strip, left = w->channels - channel;
-    return (cbn_place){chunk, channel, left < w->strip ? left : w->strip,
-                       w->scratch + (size_t)thread * CBN_WORK_BYTES};
+    const ptrdiff_t column = strip > 0 ? strip * w->strip - w->lead : 0;
+    const ptrdiff_t end = strip + 1 < w->strips ? (strip + 1) * w->strip - w->lead : w->columns;
+    return (cbn_place){chunk, column, end - column, work_of(w, thread)};
 }
 
 static void barrier(int threads)
@@ -95,14 +134,17 @@ static void barrier(int threads)
     }
 }
 
-static void share_strips(const team *m, cbn_step step, int thread, int threads)
+static void share_channels(const team *m, cbn_step step, int thread, int threads)
 {
-    const ptrdiff_t strips = m->work->strips;
+    const cbn_work *const w = m->work;
+    const int sharers = w->lanes > 1 ? 1 : threads; /* of lanes, there is one merge of them all */
     if (step == NULL) {
         return;
     }
-    for (ptrdiff_t i = strips * thread / threads; i < strips * (thread + 1) / threads; ++i) {
-        step(m->operation, place_of(m->work, 0, i, thread));
+    if (thread < sharers) {
+        const ptrdiff_t first = w->channels * thread / sharers;
+        const ptrdiff_t last = w->channels * (thread + 1) / sharers;
+        step(m->operation, (cbn_place){0, first, last - first, work_of(w, thread)});
     }
     barrier(threads);
 }
@@ -110,23 +152,27 @@ static void share_strips(const team *m, cbn_step step, int thread, int threads)
 /* Tiles in the order of rows; `backwards` begins where the pass before it ended, in the cache. */
 static void share_tiles(const team *m, cbn_step step, int backwards, int thread, int threads)
 {
-    const ptrdiff_t strips = m->work->strips, tiles = m->work->chunks * strips;
+    const cbn_work *const w = m->work;
+    const ptrdiff_t tiles = w->chunks * w->strips;
     const ptrdiff_t first = tiles * thread / threads, last = tiles * (thread + 1) / threads;
     if (step == NULL) {
         return;
     }
     for (ptrdiff_t i = 0; i < last - first; ++i) {
         const ptrdiff_t tile = backwards ? last - 1 - i : first + i;
-        step(m->operation, place_of(m->work, tile / strips, tile % strips, thread));
+        step(m->operation, place_of(w, tile / w->strips, tile % w->strips, thread));
+    }
+    if (w->left_over > 0 && thread == threads - 1) {
+        step(m->operation, (cbn_place){w->chunks, 0, w->channels, work_of(w, thread)});
     }
     barrier(threads);
 }
 
 static void run_by_rows(const team *m, int thread, int threads)
 {
-    share_strips(m, m->steps->start, thread, threads);
+    share_channels(m, m->steps->start, thread, threads);
     share_tiles(m, m->steps->reduce, 0, thread, threads);
-    share_strips(m, m->steps->finish, thread, threads);
+    share_channels(m, m->steps->finish, thread, threads);
     share_tiles(m, m->steps->map, 1, thread, threads);
 }
 

@@ -1,3 +1,5 @@
 /* What every CPU of the architecture runs (SSE2 on x86-64). */
 #define CBN_ISA baseline
+#include "stream.h"
+
 #include "../kernels/instantiate.h"

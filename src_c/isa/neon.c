@@ -1,3 +1,5 @@
 /* Advanced SIMD on aarch64. */
 #define CBN_ISA neon
+#include "stream.h"
+
 #include "../kernels/instantiate.h"

@@ -1,94 +1,160 @@
 /* sum(dy) = dbeta and sum(dy * xhat) = dgamma of each channel.               docs/math.md (7), (8)
  *
- * Four rows at a time as a tree in the working type, over a block of CBN_BLOCK_ROWS rows, then
- * into float64 with the rounding errors kept, which many equal terms would pile up. Sums that
- * overflow float32 are taken again in float64. xhat is recomputed from x: storing it would cost a
- * write and a read of N x D.
+ * A block of CBN_BLOCK_ROWS rows is summed in the working type, four rows at a time as a tree, as
+ *     s = sum(dy), t = sum(dy * ((x - high) * power)),
+ * with the mean as high + low and the power of two next below invstd, which costs no rounding;
+ * blocks are added in float64 with the rounding errors kept, which many equal terms would pile up.
+ * sum(dy * xhat) = (t - low * power * s) * invstd / power: what high left out and power fell short
+ * of is made good once a channel. xhat is recomputed from x: storing it would cost a write and a
+ * read of N x D. Sums outside the range of float32 are taken again in float64.
  */
 
-/* Rows past the end take dy from a row of zeros. */
-static void CBN_NAME(backward_sums_block)(CBN_WORK *s, CBN_WORK *t, cbn_input dy, cbn_input x,
-                                          ptrdiff_t rows, ptrdiff_t cols, const CBN_WORK *high,
-                                          const CBN_WORK *low, const CBN_WORK *invstd,
-                                          const CBN_ELEMENT *zeros)
+typedef struct CBN_NAME(sums_work) {
+    CBN_WORK *s, *t, *high, *power, *scale;
+    CBN_ELEMENT *zeros;
+} CBN_NAME(sums_work);
+
+/* Rows past the end take dy from a row of zeros. With dx, also dx = dy * scale, as normalize would
+ * give it; fewer than four rows of it go through scratch, as do streamed ones. */
+CBN_INLINE void CBN_NAME(backward_sums_block)(const CBN_NAME(sums_work) * w, int with_dx,
+                                              cbn_output dx, cbn_input dy, cbn_input x,
+                                              cbn_tile tile)
 {
-    memset(s, 0, (size_t)cols * sizeof *s);
-    memset(t, 0, (size_t)cols * sizeof *t);
-    for (ptrdiff_t r = 0; r < rows; r += 4) {
-        const ptrdiff_t r1 = r + 1 < rows ? r + 1 : r, r2 = r + 2 < rows ? r + 2 : r;
-        const ptrdiff_t r3 = r + 3 < rows ? r + 3 : r;
-        const CBN_ELEMENT *const x0 = CBN_ROW(x, r), *const x1 = CBN_ROW(x, r1);
-        const CBN_ELEMENT *const x2 = CBN_ROW(x, r2), *const x3 = CBN_ROW(x, r3);
+    CBN_WORK *const s = w->s, *const t = w->t;
+    const CBN_WORK *const high = w->high, *const power = w->power, *const scale = w->scale;
+    memset(s, 0, (size_t)tile.cols * sizeof *s);
+    memset(t, 0, (size_t)tile.cols * sizeof *t);
+    for (ptrdiff_t r = 0; r < tile.rows; r += 4) {
+        const ptrdiff_t left = tile.rows - r, last = tile.rows - 1;
+        const CBN_ELEMENT *const x0 = CBN_ROW(x, r), *const x1 = CBN_ROW(x, cbn_least(r + 1, last));
+        const CBN_ELEMENT *const x2 = CBN_ROW(x, cbn_least(r + 2, last));
+        const CBN_ELEMENT *const x3 = CBN_ROW(x, cbn_least(r + 3, last));
         const CBN_ELEMENT *const g0 = CBN_ROW(dy, r);
-        const CBN_ELEMENT *const g1 = r1 > r ? CBN_ROW(dy, r1) : zeros;
-        const CBN_ELEMENT *const g2 = r2 > r ? CBN_ROW(dy, r2) : zeros;
-        const CBN_ELEMENT *const g3 = r3 > r ? CBN_ROW(dy, r3) : zeros;
-        CBN_SIMD
-        for (ptrdiff_t j = 0; j < cols; ++j) {
-            const CBN_WORK h = high[j], l = low[j], i = invstd[j];
+        const CBN_ELEMENT *const g1 = left > 1 ? CBN_ROW(dy, r + 1) : w->zeros;
+        const CBN_ELEMENT *const g2 = left > 2 ? CBN_ROW(dy, r + 2) : w->zeros;
+        const CBN_ELEMENT *const g3 = left > 3 ? CBN_ROW(dy, r + 3) : w->zeros;
+        /* through scratch where there are not four rows, and to be streamed */
+        const int made = with_dx && (tile.stream || left < 4);
+        CBN_ELEMENT *const dx0 = made ? CBN_SCRATCH(CBN_ELEMENT, 9) : CBN_OUT_ROW(dx, r);
+        CBN_ELEMENT *const dx1 = made ? CBN_SCRATCH(CBN_ELEMENT, 10) : CBN_OUT_ROW(dx, r + 1);
+        CBN_ELEMENT *const dx2 = made ? CBN_SCRATCH(CBN_ELEMENT, 11) : CBN_OUT_ROW(dx, r + 2);
+        CBN_ELEMENT *const dx3 = made ? CBN_SCRATCH(CBN_ELEMENT, 12) : CBN_OUT_ROW(dx, r + 3);
+        CBN_COLUMNS(tile, j, {
+            const CBN_WORK h = high[j], p = power[j];
             const CBN_WORK dy0 = CBN_LOAD(g0, j), dy1 = CBN_LOAD(g1, j);
             const CBN_WORK dy2 = CBN_LOAD(g2, j), dy3 = CBN_LOAD(g3, j);
-            const CBN_WORK t0 = dy0 * (((CBN_LOAD(x0, j) - h) - l) * i);
-            const CBN_WORK t1 = dy1 * (((CBN_LOAD(x1, j) - h) - l) * i);
-            const CBN_WORK t2 = dy2 * (((CBN_LOAD(x2, j) - h) - l) * i);
-            const CBN_WORK t3 = dy3 * (((CBN_LOAD(x3, j) - h) - l) * i);
+            const CBN_WORK t0 = dy0 * ((CBN_LOAD(x0, j) - h) * p);
+            const CBN_WORK t1 = dy1 * ((CBN_LOAD(x1, j) - h) * p);
+            const CBN_WORK t2 = dy2 * ((CBN_LOAD(x2, j) - h) * p);
+            const CBN_WORK t3 = dy3 * ((CBN_LOAD(x3, j) - h) * p);
             s[j] += (dy0 + dy1) + (dy2 + dy3);
             t[j] += (t0 + t1) + (t2 + t3);
+            if (with_dx) {
+                const CBN_WORK a = scale[j];
+                CBN_STORE(dx0, j, dy0 * a + 0);
+                CBN_STORE(dx1, j, dy1 * a + 0);
+                CBN_STORE(dx2, j, dy2 * a + 0);
+                CBN_STORE(dx3, j, dy3 * a + 0);
+            }
+        })
+        for (ptrdiff_t i = 0; made && i < cbn_least(left, 4); ++i) {
+            const CBN_ELEMENT *const rows[] = {dx0, dx1, dx2, dx3};
+            cbn_stream(CBN_OUT_ROW_BYTES(dx, r + i), (const char *)rows[i],
+                       (size_t)tile.cols * sizeof(CBN_ELEMENT));
         }
+    }
+    if (with_dx) {
+        cbn_stream_end();
     }
 }
 
-static void CBN_NAME(backward_sums_run)(double *sum_dy, double *sum_dy_xhat, cbn_input dy,
-                                        cbn_input x, cbn_tile tile, const cbn_channels *channels)
+/* The power of two of the same exponent; 0, inf and NaN become 0 and inf. */
+CBN_INLINE double CBN_NAME(power_of_two)(double value)
 {
-    const ptrdiff_t cols = tile.cols;
-    CBN_WORK *const s = CBN_SCRATCH(CBN_WORK, 0);
-    CBN_WORK *const t = CBN_SCRATCH(CBN_WORK, 1);
-    CBN_WORK *const high = CBN_SCRATCH(CBN_WORK, 2);
-    CBN_WORK *const low = CBN_SCRATCH(CBN_WORK, 3);
-    CBN_WORK *const invstd = CBN_SCRATCH(CBN_WORK, 4);
-    CBN_ELEMENT *const zeros = CBN_SCRATCH(CBN_ELEMENT, 5);
-    double *const low_dy = CBN_SCRATCH(double, 6);
-    double *const low_dy_xhat = CBN_SCRATCH(double, 7);
-    CBN_NAME(split_mean)(high, low, channels, cols);
-    CBN_NAME(round_to_work)(invstd, channels->invstd, cols);
-    memset(zeros, 0, (size_t)cols * sizeof *zeros);
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    bits &= 0x7ff0000000000000u;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static void CBN_NAME(backward_sums_run)(double *sum_dy, double *sum_dy_xhat, cbn_output dx,
+                                        cbn_input dy, cbn_input x, cbn_tile tile,
+                                        const cbn_channels *channels)
+{
+    const ptrdiff_t rows = tile.rows, cols = tile.cols;
+    const CBN_NAME(sums_work)
+        w = {CBN_SCRATCH(CBN_WORK, 0), CBN_SCRATCH(CBN_WORK, 1), CBN_SCRATCH(CBN_WORK, 2),
+             CBN_SCRATCH(CBN_WORK, 3), CBN_SCRATCH(CBN_WORK, 4), CBN_SCRATCH(CBN_ELEMENT, 5)};
+    double *const low_dy = CBN_SCRATCH(double, 6), *const low_dy_xhat = CBN_SCRATCH(double, 7);
+    CBN_SIMD
+    for (ptrdiff_t j = 0; j < cols; ++j) {
+        w.high[j] = (CBN_WORK)channels->mean[j];
+        w.power[j] = (CBN_WORK)CBN_NAME(power_of_two)(channels->invstd[j]);
+        w.scale[j] = (CBN_WORK)channels->scale[j];
+    }
+    memset(w.zeros, 0, (size_t)cols * sizeof *w.zeros);
     memset(sum_dy, 0, (size_t)cols * sizeof *sum_dy);
     memset(sum_dy_xhat, 0, (size_t)cols * sizeof *sum_dy_xhat);
     memset(low_dy, 0, (size_t)cols * sizeof *low_dy);
     memset(low_dy_xhat, 0, (size_t)cols * sizeof *low_dy_xhat);
-    for (ptrdiff_t start = 0; start < tile.rows; start += CBN_BLOCK_ROWS) {
-        const ptrdiff_t left = tile.rows - start;
-        const ptrdiff_t n = left < CBN_BLOCK_ROWS ? left : CBN_BLOCK_ROWS;
-        const cbn_input dy_block = {dy.data + start * dy.stride, dy.stride};
-        const cbn_input x_block = {x.data + start * x.stride, x.stride};
-        CBN_NAME(backward_sums_block)(s, t, dy_block, x_block, n, cols, high, low, invstd, zeros);
+    for (ptrdiff_t left = rows; left > 0; left -= CBN_BLOCK_ROWS) {
+        tile.rows = cbn_least(left, CBN_BLOCK_ROWS);
+        if (dx.data == NULL) {
+            CBN_NAME(backward_sums_block)(&w, 0, dx, dy, x, tile);
+        } else {
+            CBN_NAME(backward_sums_block)(&w, 1, dx, dy, x, tile);
+            dx.data += tile.rows * dx.stride;
+        }
         CBN_SIMD
         for (ptrdiff_t j = 0; j < cols; ++j) {
-            cbn_two_sum(&sum_dy[j], &low_dy[j], (double)s[j]);
-            cbn_two_sum(&sum_dy_xhat[j], &low_dy_xhat[j], (double)t[j]);
+            cbn_two_sum(&sum_dy[j], &low_dy[j], (double)w.s[j]);
+            cbn_two_sum(&sum_dy_xhat[j], &low_dy_xhat[j], (double)w.t[j]);
         }
+        dy.data += tile.rows * dy.stride;
+        x.data += tile.rows * x.stride;
     }
     CBN_SIMD
     for (ptrdiff_t j = 0; j < cols; ++j) {
         /* an infinite sum has no rounding error but NaN */
-        sum_dy[j] += low_dy[j] == low_dy[j] ? low_dy[j] : 0;
-        sum_dy_xhat[j] += low_dy_xhat[j] == low_dy_xhat[j] ? low_dy_xhat[j] : 0;
+        const double low_s = low_dy[j] == low_dy[j] ? low_dy[j] : 0;
+        const double low_t = low_dy_xhat[j] == low_dy_xhat[j] ? low_dy_xhat[j] : 0;
+        const double power = CBN_NAME(power_of_two)(channels->invstd[j]);
+        const double low = (channels->mean[j] - (double)w.high[j] + channels->mean_low[j]) * power;
+        const double ratio = power == 0 ? 0 : channels->invstd[j] / power;
+        sum_dy_xhat[j] = (sum_dy_xhat[j] + (low_t - low * (sum_dy[j] + low_s))) * ratio;
+        sum_dy[j] += low_s;
     }
 }
 
 #ifdef CBN_WIDE
-/* The channels whose sums left the range of float32, once more; one at a time, for they are rare.
- */
+/* Out of the range in which float32 sums keep their bits. No terms, no sum: zero is in it. */
+CBN_INLINE int CBN_NAME(sum_extreme)(double sum)
+{
+    const double size = fabs(sum);
+    return !((size >= 0x1p-100) & (size <= 0x1p126)) & (size != 0);
+}
+
+CBN_INLINE int CBN_NAME(sums_extreme)(double s, double t)
+{
+    return CBN_NAME(sum_extreme)(s) | CBN_NAME(sum_extreme)(t);
+}
+
+/* Those channels once more; one at a time, for they are rare. */
 static void CBN_NAME(backward_sums_again)(double *sum_dy, double *sum_dy_xhat, cbn_input dy,
                                           cbn_input x, cbn_tile tile, const cbn_channels *channels)
 {
+    const cbn_output none = {NULL, 0};
     cbn_channels rest = *channels;
     const ptrdiff_t cols = tile.cols;
-    tile.cols = 1;
+    int any = 0;
     for (ptrdiff_t j = 0; j < cols; ++j) {
-        if (!isfinite(sum_dy[j]) || !isfinite(sum_dy_xhat[j])) {
-            CBN_WIDE(backward_sums_run)(sum_dy + j, sum_dy_xhat + j, dy, x, tile, &rest);
+        any |= CBN_NAME(sums_extreme)(sum_dy[j], sum_dy_xhat[j]);
+    }
+    tile.cols = 1;
+    for (ptrdiff_t j = 0; any && j < cols; ++j) {
+        if (CBN_NAME(sums_extreme)(sum_dy[j], sum_dy_xhat[j])) {
+            CBN_WIDE(backward_sums_run)(sum_dy + j, sum_dy_xhat + j, none, dy, x, tile, &rest);
         }
         cbn_skip(&rest, 1);
         CBN_SKIP(dy, 1);
@@ -97,8 +163,8 @@ static void CBN_NAME(backward_sums_again)(double *sum_dy, double *sum_dy_xhat, c
 }
 #endif
 
-CBN_UNUSED static void CBN_NAME(backward_sums)(double *sum_dy, double *sum_dy_xhat, cbn_input dy,
-                                               cbn_input x, cbn_tile tile,
+CBN_UNUSED static void CBN_NAME(backward_sums)(double *sum_dy, double *sum_dy_xhat, cbn_output dx,
+                                               cbn_input dy, cbn_input x, cbn_tile tile,
                                                const cbn_channels *channels)
 {
 #ifdef CBN_WIDE
@@ -106,19 +172,24 @@ CBN_UNUSED static void CBN_NAME(backward_sums)(double *sum_dy, double *sum_dy_xh
     for (ptrdiff_t left = tile.cols; left > 0; left -= tile.cols) {
         int wide;
         tile.cols = cbn_run(&wide, &rest, left);
+        cbn_tile_at(&tile, x, sizeof(CBN_ELEMENT));
         if (wide) {
-            CBN_WIDE(backward_sums_run)(sum_dy, sum_dy_xhat, dy, x, tile, &rest);
+            CBN_WIDE(backward_sums_run)(sum_dy, sum_dy_xhat, dx, dy, x, tile, &rest);
         } else {
-            CBN_NAME(backward_sums_run)(sum_dy, sum_dy_xhat, dy, x, tile, &rest);
+            CBN_NAME(backward_sums_run)(sum_dy, sum_dy_xhat, dx, dy, x, tile, &rest);
             CBN_NAME(backward_sums_again)(sum_dy, sum_dy_xhat, dy, x, tile, &rest);
         }
         cbn_skip(&rest, tile.cols);
         sum_dy += tile.cols;
         sum_dy_xhat += tile.cols;
+        if (dx.data != NULL) {
+            CBN_SKIP(dx, tile.cols);
+        }
         CBN_SKIP(dy, tile.cols);
         CBN_SKIP(x, tile.cols);
     }
 #else
-    CBN_NAME(backward_sums_run)(sum_dy, sum_dy_xhat, dy, x, tile, channels);
+    cbn_tile_at(&tile, x, sizeof(CBN_ELEMENT));
+    CBN_NAME(backward_sums_run)(sum_dy, sum_dy_xhat, dx, dy, x, tile, channels);
 #endif
 }

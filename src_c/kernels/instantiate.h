@@ -4,7 +4,7 @@
 #include "common.h"
 
 #include "../dtypes/f32_wide.h"
-#include "split.h"
+#include "affine.h"
 #include "moments.h"
 #include "normalize.h"
 #include "backward_sums.h"
@@ -12,7 +12,7 @@
 #include "../dtypes/end.h"
 
 #include "../dtypes/f32.h"
-#include "split.h"
+#include "affine.h"
 #include "moments.h"
 #include "normalize.h"
 #include "backward_sums.h"
@@ -20,7 +20,7 @@
 #include "../dtypes/end.h"
 
 #include "../dtypes/f64.h"
-#include "split.h"
+#include "affine.h"
 #include "moments.h"
 #include "normalize.h"
 #include "backward_sums.h"

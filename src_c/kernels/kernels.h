@@ -1,6 +1,6 @@
 /* What a kernel set offers: the four kernels for one dtype on one ISA tier.
  *
- * A kernel works on a tile: `rows` rows of `cols` adjacent elements, 1 <= cols <= CBN_STRIP, rows
+ * A kernel works on a tile: `rows` rows of `cols` adjacent elements, rows
  * a byte stride apart. Per-channel arrays are float64 and point at the tile's first channel.
  *
  * One answer: what a kernel returns for a channel depends on that channel's values and on `rows`,
@@ -12,16 +12,13 @@
 
 #include "../cbn.h"
 
-/* Channels a tile may have: 2 KiB of a float32 row. At 1 KiB, rows 4 KiB apart took moments and
- * backward_sums 1.25 times as long and the maps 1.15 times; 4 KiB gained nothing more. */
-#define CBN_STRIP 512
-
 /* Rows summed in the working type before they are folded into float64. 32 keeps the error of a
  * float32 sum at 2 to 4 units; 8 divides it. */
 #define CBN_BLOCK_ROWS 32
 
-#define CBN_WORK_ARRAYS 8
-#define CBN_WORK_BYTES (CBN_WORK_ARRAYS * CBN_STRIP * sizeof(double))
+#define CBN_LINE_BYTES 64 /* of a cache line */
+
+#define CBN_WORK_ARRAYS 13
 
 /* Where rows start and how many bytes apart they are. */
 typedef struct cbn_input {
@@ -36,7 +33,15 @@ typedef struct cbn_output {
 
 typedef struct cbn_tile {
     ptrdiff_t rows, cols;
-    void *work; /* CBN_WORK_BYTES of scratch of the calling thread */
+    void *work;        /* CBN_WORK_ARRAYS of slot_bytes each */
+    size_t slot_bytes; /* of a double a column and 4 KiB on top */
+    int in_order;      /* memory decides: read one row after the other, which at 64 MB takes 0.6
+                        * times as long as four at once; in the cache, four are faster */
+    int stream;        /* store past the caches, in order */
+
+    /* The kernel's own: of its rows, see cbn_tile_at */
+    const char *rows_data;
+    ptrdiff_t skew;
 } cbn_tile;
 
 /* Per-channel numbers that the maps and backward_sums read. A kernel uses those in its formula, yet
@@ -58,9 +63,9 @@ typedef struct cbn_kernels {
     /* y = (x - mean) * scale + along_one. */
     void (*normalize)(cbn_output y, cbn_input x, cbn_tile tile, const cbn_channels *channels);
 
-    /* sum(dy) and sum(dy * xhat) of each channel of the tile. */
-    void (*backward_sums)(double *sum_dy, double *sum_dy_xhat, cbn_input dy, cbn_input x,
-                          cbn_tile tile, const cbn_channels *channels);
+    /* sum(dy) and sum(dy * xhat) of each channel of the tile; dx = dy * scale where dx has data. */
+    void (*backward_sums)(double *sum_dy, double *sum_dy_xhat, cbn_output dx, cbn_input dy,
+                          cbn_input x, cbn_tile tile, const cbn_channels *channels);
 
     /* dx = dy * scale + xhat * along_xhat + along_one. */
     void (*backward_dx)(cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile,
