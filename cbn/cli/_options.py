@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,6 +39,25 @@ def _whole(text: str, smallest: int) -> int:
             f"expected a whole number of at least {smallest}, got {text!r}"
         )
     return number
+
+
+def some_of(choices: Iterable[str]) -> Callable[[str], list[str]]:
+    """Make a reader of some of the words, with commas between them."""
+
+    def words(text: str) -> list[str]:
+        found = list(dict.fromkeys(text.split(",")))
+        if not set(found) <= set(choices):
+            raise argparse.ArgumentTypeError(
+                f"expected some of {', '.join(choices)} with commas between them, got {text!r}"
+            )
+        return found
+
+    return words
+
+
+def thread_counts(text: str) -> list[int | None]:
+    """Read numbers of threads with commas between them; None for `all`."""
+    return [None if word == "all" else positive(word) for word in text.split(",")]
 
 
 def check_writable(option: str, path: Path) -> None:

@@ -6,8 +6,6 @@ import argparse
 import gc
 import json
 import math
-import os
-import platform
 import random
 import sys
 import time
@@ -15,13 +13,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, product, repeat
 from pathlib import Path
-from typing import Any
 
 import cbn
 from cbn.cli import _bench_report as report
+from cbn.cli import _machine
 from cbn.cli._bench_report import Result
 from cbn.cli._contenders import OPS, Call, Cbn, Data, Floor
-from cbn.cli._options import CommandError, check_plot, check_writable, positive
+from cbn.cli._machine import last_level_cache
+from cbn.cli._options import (
+    CommandError,
+    check_plot,
+    check_writable,
+    positive,
+    some_of,
+    thread_counts,
+)
 from cbn.cli._peers import PEERS
 
 DTYPES = ("float32", "float64")
@@ -44,7 +50,6 @@ GROUPS = {
 }
 # Timed calls of a turn take about this many seconds.
 SLICE = 0.002
-LAST_LEVEL_CACHE = 32 << 20
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -66,21 +71,21 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--ops",
-        type=_some_of(OPS),
+        type=some_of(OPS),
         default="forward,backward",
         metavar="LIST",
         help=f"of {', '.join(OPS)} (default: forward,backward)",
     )
     parser.add_argument(
         "--dtypes",
-        type=_some_of(DTYPES),
+        type=some_of(DTYPES),
         default="float32",
         metavar="LIST",
         help="of float32, float64 (default: float32)",
     )
     parser.add_argument(
         "--threads",
-        type=_threads,
+        type=thread_counts,
         default="1,all",
         metavar="LIST",
         help="numbers, or all for as many as cbn takes by itself (default: 1,all)",
@@ -123,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
         columns.insert(1, "1 thread")
     if len(options.peers) > 1:
         columns.append("best peer")
-    machine = _machine(options.peers)
+    machine = _machine.facts(options.peers)
     cache = machine["last_level_cache"]
     print(report.heading(machine, columns, options.fresh), flush=True)
     results = []
@@ -236,70 +241,14 @@ def _settle() -> None:
             return
 
 
-# What is measured, and where ----------------------------------------------------------------------
-
-
-def _machine(peers: Sequence[str]) -> dict[str, Any]:
-    runtime, config = cbn.show_runtime(mode="dicts"), cbn.show_config(mode="dicts")
-    return {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "last_level_cache": _last_level_cache(),
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "system": platform.platform(terse=True),
-        "threads": runtime["threads"],
-        "isa": runtime["isa"]["chosen"],
-        "openmp": runtime["openmp"]["enabled"],
-        "compiler": config["compiler"]["version"],
-        "versions": {
-            "cbn": runtime["version"],
-            "python": runtime["python"],
-            **{name: PEERS[name].version() for name in dict.fromkeys(("numpy", *peers))},
-        },
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
-def _last_level_cache() -> int:
-    """Its bytes, 32 MiB where the system does not say."""
-    sizes = {}
-    for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        try:
-            level, size = ((folder / name).read_text().strip() for name in ("level", "size"))
-            sizes[int(level)] = int(size.removesuffix("K")) << 10
-        except (OSError, ValueError):
-            continue
-    return sizes[max(sizes)] if sizes else LAST_LEVEL_CACHE
-
-
 # Options ------------------------------------------------------------------------------------------
-
-
-def _some_of(choices: Iterable[str]) -> Callable[[str], list[str]]:
-    def words(text: str) -> list[str]:
-        found = list(dict.fromkeys(text.split(",")))
-        if not set(found) <= set(choices):
-            raise argparse.ArgumentTypeError(
-                f"expected some of {', '.join(choices)} with commas between them, got {text!r}"
-            )
-        return found
-
-    return words
 
 
 def _shapes(text: str) -> list[tuple[int, int]]:
     shapes: list[tuple[int, int]] = []
     for word in text.split(","):
         if word == "cache":  # x takes a quarter of the last-level cache, a half, ...
-            rows = _last_level_cache() // 4000
+            rows = last_level_cache() // 4000
             shapes += [(int(rows * part), 1000) for part in (0.25, 0.5, 1, 2, 4)]
         else:
             shapes += map(_shape, GROUPS.get(word, word).split(" "))
@@ -318,16 +267,12 @@ def _shape(text: str) -> tuple[int, int]:
     return N, D
 
 
-def _threads(text: str) -> list[int | None]:
-    return [None if word == "all" else positive(word) for word in text.split(",")]
-
-
 def _peers(text: str) -> list[str]:
     if text == "none":
         return []
     if text == "auto":
         return [name for name, peer in PEERS.items() if peer.version()]
-    names = _some_of(PEERS)(text)
+    names = some_of(PEERS)(text)
     for name in names:
         if PEERS[name].version() is None:
             raise argparse.ArgumentTypeError(f"{name} is not installed")
