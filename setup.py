@@ -20,6 +20,7 @@ from pathlib import Path
 from pprint import pformat
 from sysconfig import get_platform
 
+import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
@@ -236,6 +237,8 @@ def extension(name, source, c_folder):
 
 
 core = extension("cbn._core", "cbn/_core.pyx", "src_c")
+core.include_dirs.append(numpy.get_include())
+core.define_macros.append(("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"))
 floor = extension("cbn._floor", "benchmarks/_floor.pyx", "benchmarks")
 
 setup(ext_modules=[core, floor], cmdclass={"build_ext": BuildExt})

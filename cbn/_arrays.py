@@ -76,4 +76,4 @@ def gradient(values: NDArray[np.float64], dtype: np.dtype | None) -> NDArray | N
     if dtype is None:
         return None
     with np.errstate(over="ignore"):
-        return values.astype(dtype)
+        return values.astype(_check.result_dtype(dtype))

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -5,6 +6,7 @@ from numpy.typing import NDArray
 
 _Array = NDArray[np.float32] | NDArray[np.float64]
 _Channels = NDArray[np.float64]
+_Threads = int | Callable[[], int]
 
 class _Fused:
     """One compiled function per dtype, by its C name."""
@@ -20,6 +22,31 @@ jvp: _Fused  # (y_dot, x_dot, x, stats, count, gamma, gamma_dot, beta_dot, threa
 # (g_dy, g_x, g_gamma, ddx, dy, x, stats, count, gamma, ddgamma, ddbeta, threads)
 double_backward: _Fused
 
+def plain_forward(
+    x: object, gamma: object, beta: object, out: object, eps: float, threads: _Threads
+) -> tuple[_Array, _Channels] | None: ...
+def plain_backward(
+    dy: object,
+    x: _Array,
+    stats: _Channels,
+    count: float,
+    gamma64: _Channels | None,
+    gamma: NDArray | None,
+    dgamma_dtype: np.dtype | None,
+    dbeta_dtype: np.dtype | None,
+    out: object,
+    threads: _Threads,
+) -> tuple[_Array, _Array | None, _Array | None] | None: ...
+def plain_inference(
+    x: object,
+    mean: object,
+    var: object,
+    gamma: object,
+    beta: object,
+    out: object,
+    eps: float,
+    threads: _Threads,
+) -> _Array | None: ...
 def choose_isa() -> str | None: ...
 def chosen_isa() -> str | None: ...
 def isa_tier(index: int) -> tuple[str, bool] | None: ...

@@ -7,9 +7,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from cbn import _check
-from cbn._arrays import float64
-
 
 class BatchNormCache:
     """What the derivatives need to know of a forward call.
@@ -21,6 +18,8 @@ class BatchNormCache:
         error. Only when the output was written over x (``out=x``) is it a copy.
     mean, var, invstd : ndarray of float64, shape (D,)
         Mean, biased variance and 1/sqrt(var + eps), those of the batch or those given.
+    mean_low : ndarray of float64, shape (D,)
+        What mean leaves out: mean + mean_low is the mean to twice float64's precision.
     count : int or float
         Values per channel, N; inf for given statistics, which x does not move.
     gamma : ndarray or None
@@ -40,6 +39,7 @@ class BatchNormCache:
         x: NDArray,
         rows: NDArray,
         stats: NDArray[np.float64],
+        gamma64: NDArray[np.float64] | None,
         gamma: NDArray | None,
         beta: NDArray | None,
         eps: float,
@@ -52,16 +52,18 @@ class BatchNormCache:
         self.axis = axis
         self.count = math.inf if fixed else rows.shape[0]
         self._rows = rows
-        # mean, what did not fit into it, var, invstd; read-only, for mean *= 0.9 would be silent
-        self._stats = stats.view()
-        self._stats.flags.writeable = False
-        self._gamma = float64(gamma, copy=True)
-        self._gamma_dtype = None if gamma is None else _check.result_dtype(gamma.dtype)
-        self._beta_dtype = None if beta is None else _check.result_dtype(beta.dtype)
+        self._stats = stats  # read-only, for mean *= 0.9 would be silent
+        self._gamma = gamma64
+        self._gamma_dtype = None if gamma is None else gamma.dtype
+        self._beta_dtype = None if beta is None else beta.dtype
 
     @property
     def mean(self) -> NDArray[np.float64]:
         return self._stats[0]
+
+    @property
+    def mean_low(self) -> NDArray[np.float64]:
+        return self._stats[1]
 
     @property
     def var(self) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ cdef extern from "cbn.h" nogil:
         cbn_dtype dtype
         Py_ssize_t outer
         Py_ssize_t channels
+        Py_ssize_t outer_stride
 
     ctypedef struct cbn_statistics:
         double *mean
@@ -31,6 +32,10 @@ cdef extern from "cbn.h" nogil:
                             const Py_ssize_t *strides, int axis)
     size_t cbn_scratch_size(Py_ssize_t rows, Py_ssize_t channels, int threads)
     size_t cbn_double_backward_scratch_size(Py_ssize_t rows, Py_ssize_t channels, int threads)
+
+    void cbn_to_float64(double *to, const float *source, Py_ssize_t count)
+    void cbn_to_float32(float *to, const double *source, Py_ssize_t count)
+    int cbn_any_negative(const double *values, Py_ssize_t count)
 
     cbn_status cbn_forward(cbn_array *y, const cbn_statistics *statistics, const cbn_array *x,
                            const double *gamma, const double *beta, double eps,

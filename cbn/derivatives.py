@@ -78,7 +78,9 @@ def batch_norm_inference_cache(
     stats = fixed_statistics(mean, var)
     std = np.sqrt(stats[2] + eps)
     np.divide(1, std, out=stats[3], where=std != 0)  # (3)
-    return BatchNormCache(x, rows, stats, gamma, beta, eps, axis, fixed=True)
+    stats.flags.writeable = False
+    gamma64 = float64(gamma, copy=True)
+    return BatchNormCache(x, rows, stats, gamma64, gamma, beta, eps, axis, fixed=True)
 
 
 def batch_norm_jvp(

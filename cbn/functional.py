@@ -3,9 +3,14 @@
 Design: arguments are checked in _check, arrays become (N, D) rows that the kernels take, as views
 where the strides permit and as copies elsewhere, and one compiled call does the work. Per-channel
 arguments travel as float64: D numbers cost nothing beside N x D, and the C core needs one form.
+The usual arguments - plain float32 or float64 rows - go straight to _core, which knows them by a
+few comparisons and declines whatever else it is given: all those checks take longer than a small
+batch.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,12 +18,16 @@ from numpy.typing import ArrayLike, NDArray
 from cbn import _check, _core
 from cbn._arrays import OutputRows, by_dtype, float64, gradient, input_rows, new_output
 from cbn.cache import BatchNormCache
-from cbn.runtime import resolve_threads
+from cbn.runtime import get_num_threads, resolve_threads
 
 _FORWARD = by_dtype(_core.forward)
 _INFERENCE = by_dtype(_core.inference)
 _BACKWARD = by_dtype(_core.backward)
 _INFERENCE_BACKWARD = by_dtype(_core.inference_backward)
+
+
+def _plain_threads(num_threads: int) -> bool:
+    return type(num_threads) is int and 1 <= num_threads <= 1024
 
 
 def fixed_statistics(mean: NDArray, var: NDArray) -> NDArray[np.float64]:
@@ -110,6 +119,16 @@ def batch_norm_forward(
     >>> cache.mean, cache.var
     (array([ 2., 20.]), array([  1., 100.]))
     """
+    if (
+        (axis is None and mask is sample_weight is virtual_batch_size is residual is activation)
+        and (mask is None and type(eps) is float and 0 <= eps < math.inf)
+        and (num_threads is None or _plain_threads(num_threads))
+    ):
+        plain = _core.plain_forward(x, gamma, beta, out, eps, num_threads or get_num_threads)
+        if plain is not None:
+            y, stats = plain
+            gamma64 = None if gamma is None else stats[4]
+            return y, BatchNormCache(x, x, stats, gamma64, gamma, beta, eps, 1)
     _check.not_yet(
         mask=mask,
         sample_weight=sample_weight,
@@ -135,10 +154,11 @@ def batch_norm_forward(
         target = OutputRows(out, axis, kernel)
     stats = np.empty((4, channels))
     rows = input_rows(x, axis, kernel)
-    cache = BatchNormCache(x, rows, stats, gamma, beta, eps, axis)
+    gamma64 = float64(gamma, copy=True)
     if channels:
-        _FORWARD[kernel](target.rows, stats, rows, cache._gamma, float64(beta), eps, threads)
-    return target.finish(), cache
+        _FORWARD[kernel](target.rows, stats, rows, gamma64, float64(beta), eps, threads)
+    stats.flags.writeable = False
+    return target.finish(), BatchNormCache(x, rows, stats, gamma64, gamma, beta, eps, axis)
 
 
 def batch_norm_backward(
@@ -178,6 +198,13 @@ def batch_norm_backward(
     """
     _check.cache(cache, BatchNormCache)
     x = cache.x
+    if cache._rows is x and (num_threads is None or _plain_threads(num_threads)):
+        plain = _core.plain_backward(
+            *(dy, x, cache._stats, cache.count, cache._gamma, cache.gamma),
+            *(cache._gamma_dtype, cache._beta_dtype, out, num_threads or get_num_threads),
+        )
+        if plain is not None:
+            return plain
     dy = _check.same_shape("dy", dy, x.shape)
     threads = resolve_threads(num_threads)
     kernel = _check.kernel_dtype(x.dtype)
@@ -229,6 +256,16 @@ def batch_norm_inference(
     ValueError, TypeError
         As `batch_norm_forward`, and for a negative var.
     """
+    if (
+        (axis is None and residual is activation is None and type(eps) is float)
+        and (0 <= eps < math.inf)
+        and (num_threads is None or _plain_threads(num_threads))
+    ):
+        plain = _core.plain_inference(
+            *(x, mean, var, gamma, beta, out, eps, num_threads or get_num_threads)
+        )
+        if plain is not None:
+            return plain
     _check.not_yet(residual=residual, activation=activation)
     x = _check.real_array("x", x)
     axis = _check.batch(x, axis)

@@ -72,6 +72,12 @@ cbn_status cbn_set_view(cbn_array *array, int ndim, const ptrdiff_t *shape,
 size_t cbn_scratch_size(ptrdiff_t rows, ptrdiff_t channels, int threads);
 size_t cbn_double_backward_scratch_size(ptrdiff_t rows, ptrdiff_t channels, int threads);
 
+/* Parameters and their gradients of other dtypes; what float32 cannot hold is infinite. */
+void cbn_to_float64(double *to, const float *from, ptrdiff_t count);
+void cbn_to_float32(float *to, const double *from, ptrdiff_t count);
+
+int cbn_any_negative(const double *values, ptrdiff_t count);
+
 /* Training forward: statistics of x, then y = xhat * gamma + beta, (1)-(5).
  * Given:    gamma, beta: C float64 each, NULL meaning ones and zeros; eps >= 0.
  * Returned: y and all four statistics.

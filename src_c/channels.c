@@ -2,6 +2,8 @@
 
 #include <math.h>
 
+#include "cbn.h"
+
 /* a + b as the nearest number and what it leaves out (Knuth's two-sum). */
 static void two_sum(double *sum, double *low, double a, double b)
 {
@@ -134,4 +136,27 @@ void cbn_channels_copy(double *to, const double *from, double value, ptrdiff_t c
     for (ptrdiff_t j = 0; j < count; ++j) {
         to[j] = from == NULL ? value : from[j];
     }
+}
+
+void cbn_to_float64(double *to, const float *from, ptrdiff_t count)
+{
+    for (ptrdiff_t j = 0; j < count; ++j) {
+        to[j] = (double)from[j];
+    }
+}
+
+void cbn_to_float32(float *to, const double *from, ptrdiff_t count)
+{
+    for (ptrdiff_t j = 0; j < count; ++j) {
+        to[j] = (float)from[j];
+    }
+}
+
+int cbn_any_negative(const double *values, ptrdiff_t count)
+{
+    int any = 0;
+    for (ptrdiff_t j = 0; j < count; ++j) {
+        any |= values[j] < 0;
+    }
+    return any;
 }

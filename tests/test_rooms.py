@@ -60,7 +60,7 @@ PYTHON_ARROWS = {
     "derivatives": {"functional", "cache", "runtime", "_arrays", "_check", "_core"},
     "functional": {"moments", "cache", "runtime", "_arrays", "_check", "_core"},
     "moments": {"runtime", "_arrays", "_check", "_core"},
-    "cache": {"_arrays", "_check"},
+    "cache": set(),
     "runtime": {"_check", "_core", "_build_config", "_version"},
     "gradcheck": {"", "reference", "_check"},
     "reference": set(),

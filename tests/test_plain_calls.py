@@ -1,0 +1,146 @@
+"""The short way of _core: taken by plain arguments alone, with the bytes of the general way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import cbn
+from cases import same_bytes
+from cbn import _core
+
+SHAPES = [(1, 1), (2, 3), (32, 64), (1, 5), (300, 17), (4097, 2), (70, 1025)]
+DTYPES = [np.float32, np.float64]
+
+
+def data(shape, dtype, parameters=np.float32):
+    rng = np.random.default_rng(shape)
+    x, dy = rng.normal(1, 2, (2, *shape)).astype(dtype)
+    gamma, beta = rng.normal(0, 1, (2, shape[1])).astype(parameters)
+    return x, dy, gamma, beta
+
+
+def everything(x, dy, gamma, beta, **general):
+    """All results of the functions that have a short way; axis=1 makes them take the other."""
+    y, cache = cbn.batch_norm_forward(x, gamma, beta, **general)
+    dx, dgamma, dbeta = cbn.batch_norm_backward(dy, cache)
+    inference = cbn.batch_norm_inference(x, cache.mean, cache.var, gamma, beta, **general)
+    names = ("y", "mean", "mean_low", "var", "invstd", "dx", "dgamma", "dbeta", "inference")
+    statistics = (cache.mean, cache.mean_low, cache.var, cache.invstd)
+    return dict(zip(names, (y, *statistics, dx, dgamma, dbeta, inference), strict=True))
+
+
+@pytest.mark.parametrize("parameters", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_both_ways_give_the_same_bytes(shape, dtype, parameters):
+    x, dy, gamma, beta = data(shape, dtype, parameters)
+    for g, b in ((gamma, beta), (gamma, None), (None, beta), (None, None)):
+        short, general = everything(x, dy, g, b), everything(x, dy, g, b, axis=1)
+        for name in [name for name in short if short[name] is None]:
+            assert short.pop(name) is general.pop(name)
+        same_bytes(short, general)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_plain_arguments_take_the_short_way(dtype):
+    x, dy, gamma, beta = data((32, 64), dtype)
+    padded = np.zeros((32, 80), dtype)[:, 3:67]
+    padded[...] = x
+    for rows in (x, padded, x[::-1], x[::2]):
+        out = np.empty(rows.shape, dtype)
+        y, stats = _core.plain_forward(rows, gamma, None, out, 1e-5, 1)
+        assert y is out and stats.dtype == np.float64 and not stats.flags.writeable
+        dx = np.empty(rows.shape, dtype)
+        back = _core.plain_backward(rows, rows, stats, 32.0, None, gamma, None, None, dx, 1)
+        assert back[0] is dx and back[1] is back[2] is None
+        in_place = np.array(rows)
+        mean, var = stats[0].copy(), stats[2].copy()
+        assert _core.plain_inference(in_place, mean, var, None, beta, in_place, 0.1, 1) is in_place
+
+
+def unusual():
+    x, _, gamma, beta = data((32, 64), np.float32)
+    swapped = x.astype(">f4")
+    read_only = np.empty_like(x)
+    read_only.flags.writeable = False
+    unaligned = np.empty(x.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(x.shape)
+    memory = np.empty((33, 64), np.float32)
+    memory[:32] = x
+    long = np.ones(x.size, np.float32)
+    return {
+        "list": (x.tolist(), gamma, beta, None),
+        "subclass": (x.view(np.matrix), gamma, beta, None),
+        "masked": (np.ma.array(x), gamma, beta, None),
+        "half": (x.astype(np.float16), gamma, beta, None),
+        "integers": (x.astype(int), gamma, beta, None),
+        "byte-swapped": (swapped, gamma, beta, None),
+        "unaligned": (unaligned, gamma, beta, None),
+        "Fortran": (np.asfortranarray(x), gamma, beta, None),
+        "reversed columns": (x[:, ::-1], gamma, beta, None),
+        "three dimensions": (x[None], gamma, beta, None),
+        "no rows": (x[:0], gamma, beta, None),
+        "gamma too short": (x, gamma[:-1], beta, None),
+        "gamma of integers": (x, gamma.astype(int), beta, None),
+        "gamma strided": (x, np.repeat(gamma, 2)[::2], beta, None),
+        "beta a scalar": (x, gamma, 1.0, None),
+        "beta byte-swapped": (x, gamma, beta.astype(">f8"), None),
+        "out read-only": (x, gamma, beta, read_only),
+        "out of another dtype": (x, gamma, beta, np.empty(x.shape)),
+        "out of another shape": (x, gamma, beta, np.empty_like(x[1:])),
+        "out is x": (x, gamma, beta, x),
+        "out overlaps": (memory[:32], gamma, beta, memory[1:]),
+        "out overlaps itself": (
+            x,
+            gamma,
+            beta,
+            np.lib.stride_tricks.as_strided(long, x.shape, (128, 4)),
+        ),
+        "out has gamma": (x, long[:64], beta, long.reshape(x.shape)),
+        "out a list": (x, gamma, beta, [[0.0]]),
+    }
+
+
+@pytest.mark.parametrize("name", unusual())
+def test_anything_else_is_declined_untouched(name):
+    x, gamma, beta, out = unusual()[name]
+    before = None if out is None else np.array(out)
+    assert _core.plain_forward(x, gamma, beta, out, 1e-5, 1) is None
+    if out is not None:
+        np.testing.assert_array_equal(out, before)
+
+
+def test_a_cache_whose_x_has_changed_its_shape_is_declined():
+    x, dy, gamma, beta = data((32, 64), np.float32)
+    _, cache = cbn.batch_norm_forward(x, gamma, beta)
+    stats = cache._stats
+    assert (
+        _core.plain_backward(
+            dy.reshape(64, 32), x.reshape(64, 32), stats, 32.0, None, None, None, None, None, 1
+        )
+        is None
+    )
+
+
+def test_a_negative_variance_is_declined():
+    x, _, gamma, beta = data((32, 64), np.float32)
+    mean, var = np.zeros(64), np.ones(64)
+    var[63] = -1e-300
+    assert _core.plain_inference(x, mean, var, gamma, beta, None, 1e-5, 1) is None
+
+
+@pytest.mark.parametrize("shape, asked", [((100, 100), 0), ((256, 128), 1)])
+def test_threads_are_asked_for_where_they_may_pay(shape, asked):
+    x, dy, gamma, beta = data(shape, np.float32)
+    calls = []
+    _core.plain_forward(x, gamma, beta, None, 1e-5, lambda: calls.append(1) or 2)
+    assert len(calls) == asked
+
+
+def test_mean_and_mean_low_are_the_mean_to_twice_the_precision():
+    x = 1e12 + np.random.default_rng(0).normal(0, 1, (1000, 3))
+    _, cache = cbn.batch_norm_forward(x)
+    rest = (x - cache.mean).mean(0)  # the differences are exact
+    assert np.all(cache.mean_low != 0)
+    np.testing.assert_allclose(cache.mean_low, rest, rtol=1e-6)
+    assert not cache.mean_low.flags.writeable
