@@ -47,6 +47,16 @@ def plain_inference(
     eps: float,
     threads: _Threads,
 ) -> _Array | None: ...
+def plain_inference_backward(
+    dy: object,
+    x: object,
+    mean: object,
+    var: object,
+    gamma: object,
+    out: object,
+    eps: float,
+    threads: _Threads,
+) -> tuple[_Array, _Array | None, _Array] | None: ...
 def choose_isa() -> str | None: ...
 def chosen_isa() -> str | None: ...
 def isa_tier(index: int) -> tuple[str, bool] | None: ...

@@ -420,6 +420,52 @@ def plain_inference(x, mean, var, gamma, beta, out, double eps, threads):
     return out
 
 
+def plain_inference_backward(dy, x, mean, var, gamma, out, double eps, threads):
+    """dx, dgamma and dbeta of a plain backward call of inference, else None."""
+    cdef cbn_c.cbn_array x_array, dy_array, dx_array
+    cdef cbn_c.cbn_resources resources
+    cdef cbn_c.cbn_status status
+    cdef double *gamma_data = NULL
+    if not (plain_rows(&x_array, x) and plain_rows(&dy_array, dy) and alike(&dy_array, &x_array)
+            and mean is not None and var is not None):
+        return None
+    cdef Py_ssize_t channels = x_array.channels
+    if not (plain_parameter(mean, channels) and plain_parameter(var, channels)
+            and plain_parameter(gamma, channels)):
+        return None
+    # mean, mean_low, var, invstd, gamma, dgamma, dbeta
+    stats = float64_channels(7, channels)
+    cdef double *first = <double *> cnp.PyArray_DATA(<cnp.ndarray> stats)
+    cdef cbn_c.cbn_statistics statistics = cbn_c.cbn_statistics(
+        first, first + channels, first + 2 * channels, first + 3 * channels, 0)
+    to_float64(statistics.mean, mean, channels)
+    memset(statistics.mean_low, 0, channels * sizeof(double))
+    to_float64(statistics.var, var, channels)
+    if cbn_c.cbn_any_negative(statistics.var, channels):
+        return None
+    if out is None:
+        out = empty_like_rows(&x_array)
+        plain_rows(&dx_array, out)
+    elif not (plain_output(&dx_array, out, &x_array)
+              and apart_or_same(out, &dx_array, dy, &dy_array)
+              and apart_or_same(out, &dx_array, x, &x_array) and apart(out, mean)
+              and apart(out, var) and apart(out, gamma)):
+        return None
+    dtype = (<cnp.ndarray> x).dtype if gamma is None else (<cnp.ndarray> gamma).dtype
+    if gamma is not None:
+        gamma_data = first + 4 * channels
+        to_float64(gamma_data, gamma, channels)
+    cdef double *dgamma = first + 5 * channels
+    cdef double *dbeta = first + 6 * channels
+    acquire_for(&resources, &x_array, threads)
+    with nogil:
+        status = cbn_c.cbn_inference_backward(&dx_array, dgamma, dbeta, &statistics, &dy_array,
+                                              &x_array, gamma_data, eps, &resources)
+    release(&resources, status)
+    return (out, gradient(dgamma, channels, None if gamma is None else dtype),
+            gradient(dbeta, channels, dtype))
+
+
 def choose_isa():
     """Choose the tier by CBN_ISA or the CPU; the status text, or None when all is well."""
     cdef cbn_c.cbn_status status = cbn_c.cbn_isa_choose()

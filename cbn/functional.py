@@ -325,6 +325,14 @@ def batch_norm_inference_backward(
     ValueError, TypeError
         As `batch_norm_inference`, and for dy not of x's shape.
     """
+    if (axis is None and type(eps) is float and 0 <= eps < math.inf) and (
+        num_threads is None or _plain_threads(num_threads)
+    ):
+        plain = _core.plain_inference_backward(
+            *(dy, x, mean, var, gamma, out, eps, num_threads or get_num_threads)
+        )
+        if plain is not None:
+            return plain
     x = _check.real_array("x", x)
     axis = _check.batch(x, axis)
     channels = x.shape[axis]

@@ -25,9 +25,11 @@ def everything(x, dy, gamma, beta, **general):
     y, cache = cbn.batch_norm_forward(x, gamma, beta, **general)
     dx, dgamma, dbeta = cbn.batch_norm_backward(dy, cache)
     inference = cbn.batch_norm_inference(x, cache.mean, cache.var, gamma, beta, **general)
+    back = cbn.batch_norm_inference_backward(dy, x, cache.mean, cache.var, gamma, **general)
     names = ("y", "mean", "mean_low", "var", "invstd", "dx", "dgamma", "dbeta", "inference")
+    names += ("inference dx", "inference dgamma", "inference dbeta")
     statistics = (cache.mean, cache.mean_low, cache.var, cache.invstd)
-    return dict(zip(names, (y, *statistics, dx, dgamma, dbeta, inference), strict=True))
+    return dict(zip(names, (y, *statistics, dx, dgamma, dbeta, inference, *back), strict=True))
 
 
 @pytest.mark.parametrize("parameters", DTYPES)
@@ -123,10 +125,10 @@ def test_a_cache_whose_x_has_changed_its_shape_is_declined():
 
 
 def test_a_negative_variance_is_declined():
-    x, _, gamma, beta = data((32, 64), np.float32)
+    x, dy, _, beta = data((32, 64), np.float32)
     mean, var = np.zeros(64), np.ones(64)
     var[63] = -1e-300
-    assert _core.plain_inference(x, mean, var, gamma, beta, None, 1e-5, 1) is None
+    assert _core.plain_inference(x, mean, var, None, beta, None, 1e-5, 1) is None
 
 
 @pytest.mark.parametrize("shape, asked", [((100, 100), 0), ((256, 128), 1)])
