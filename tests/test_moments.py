@@ -13,8 +13,8 @@ import exact
 from cases import BLOCK_ROWS, check_forward, generator, reference_forward, within
 from tolerances import mean_bound, var_bound
 
-# From 16384 rows on a chunk has more than 256 of them; 64 chunks at most.
-CHUNK_ROWS = [16383, 16384, 16385, 16385 + 32, 40000, 65536 + 1]
+# From 32768 rows on a chunk has more than 512 of them; 64 chunks at most.
+CHUNK_ROWS = [16385, 32767, 32768, 32769, 32769 + 32, 40000, 65536 + 1]
 
 
 def _outlier(n, position, size):
@@ -37,7 +37,7 @@ def kinds(n):
         "random walk": lambda rng: np.cumsum(rng.normal(0, 1, n)),
         "two clusters": lambda rng: rng.normal(np.where(rows < n // 3, -1e4, 1e4), 1),
         "block by block": lambda rng: rng.normal(1e4 * (rows // 32 % 7), 1),
-        "chunk by chunk": lambda rng: rng.normal(1e4 * (rows // 256 % 5), 1),
+        "chunk by chunk": lambda rng: rng.normal(1e4 * (rows // 512 % 5), 1),
         "interleaved": lambda rng: np.where(rows % 2, 1e4, -1e4) + rng.normal(0, 1, n),
         "cauchy": lambda rng: rng.standard_cauchy(n),
         "lognormal": lambda rng: rng.lognormal(0, 4, n),

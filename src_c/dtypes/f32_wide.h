@@ -3,5 +3,6 @@
 #define CBN_DTYPE f32_wide
 #define CBN_ELEMENT float
 #define CBN_WORK double
+#define CBN_KEEP_LOW 0
 #define CBN_LOAD(row, j) ((double)(row)[j])
 #define CBN_STORE(row, j, value) ((row)[j] = (float)(value))

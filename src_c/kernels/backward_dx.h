@@ -29,16 +29,16 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
         const CBN_ELEMENT *const dy0 = CBN_ROW(dy, r), *const dy1 = CBN_ROW(dy, r + n - 1);
         CBN_ELEMENT *const dx0 = CBN_OUT_ROW(dx, r), *const dx1 = CBN_OUT_ROW(dx, r + n - 1);
 #define CBN_DX(to, j, dy, x)                                                                       \
-    CBN_STORE(to, j, CBN_LOAD(dy, j) * scale[j] + ((CBN_LOAD(x, j) - high[j]) * a[j] + b[j]))
+    CBN_STORE(to, j, CBN_LOAD(dy, j) * scale[j] + (b[j] - (high[j] - CBN_LOAD(x, j)) * a[j]))
         if (tile.stream) {
             CBN_STREAM_ROW(dx0, made, tile.cols, j, { CBN_DX(made, j, dy0, x0); })
         } else if (n == 2) {
             CBN_COLUMNS(tile, j, {
                 const CBN_WORK h = high[j], slope = a[j], plus = b[j], by_dy = scale[j];
                 CBN_STORE(dx0, j,
-                          CBN_LOAD(dy0, j) * by_dy + ((CBN_LOAD(x0, j) - h) * slope + plus));
+                          CBN_LOAD(dy0, j) * by_dy + (plus - (h - CBN_LOAD(x0, j)) * slope));
                 CBN_STORE(dx1, j,
-                          CBN_LOAD(dy1, j) * by_dy + ((CBN_LOAD(x1, j) - h) * slope + plus));
+                          CBN_LOAD(dy1, j) * by_dy + (plus - (h - CBN_LOAD(x1, j)) * slope));
             })
         } else {
             CBN_COLUMNS(tile, j, { CBN_DX(dx0, j, dy0, x0); })

@@ -3,7 +3,8 @@
  * A block of CBN_BLOCK_ROWS rows is summed in the working type, four rows at a time as a tree, as
  *     s = sum(dy), t = sum(dy * ((x - high) * power)),
  * with the mean as high + low and the power of two next below invstd, which costs no rounding;
- * blocks are added in float64 with the rounding errors kept, which many equal terms would pile up.
+ * blocks are added in float64, those of float64 with the rounding errors kept, which many equal terms
+ * would pile up.
  * sum(dy * xhat) = (t - low * power * s) * invstd / power: what high left out and power fell short
  * of is made good once a channel. xhat is recomputed from x: storing it would cost a write and a
  * read of N x D. Sums outside the range of float32 are taken again in float64.
@@ -12,60 +13,96 @@
 typedef struct CBN_NAME(sums_work) {
     CBN_WORK *s, *t, *high, *power, *scale;
     CBN_ELEMENT *zeros;
+    double *sum_dy, *low_dy, *sum_dy_xhat, *low_dy_xhat;
 } CBN_NAME(sums_work);
 
-/* Rows past the end take dy from a row of zeros. With dx, also dx = dy * scale, as normalize would
- * give it; fewer than four rows of it go through scratch, as do streamed ones. */
+CBN_INLINE void CBN_NAME(sums_add)(double *sum, double *low, double term)
+{
+#if CBN_KEEP_LOW
+    cbn_two_sum(sum, low, term);
+#else
+    (void)low;
+    *sum += term;
+#endif
+}
+
+/* Four rows of a block: the first make s and t, the last add them to the float64 sums. Rows past the
+ * end take dy from a row of zeros. With dx, also dx = dy * scale, as normalize would give it; fewer
+ * than four rows of it go through scratch, as do streamed ones. */
+CBN_INLINE void CBN_NAME(backward_sums_rows)(const CBN_NAME(sums_work) * w, int first, int end,
+                                             int with_dx, cbn_output dx, cbn_input dy, cbn_input x,
+                                             cbn_tile tile)
+{
+    CBN_WORK *const s = w->s, *const t = w->t;
+    const CBN_WORK *const high = w->high, *const power = w->power, *const scale = w->scale;
+    const ptrdiff_t left = tile.rows, last = tile.rows - 1;
+    const CBN_ELEMENT *const x0 = CBN_ROW(x, 0), *const x1 = CBN_ROW(x, cbn_least(1, last));
+    const CBN_ELEMENT *const x2 = CBN_ROW(x, cbn_least(2, last));
+    const CBN_ELEMENT *const x3 = CBN_ROW(x, cbn_least(3, last));
+    const CBN_ELEMENT *const g0 = CBN_ROW(dy, 0);
+    const CBN_ELEMENT *const g1 = left > 1 ? CBN_ROW(dy, 1) : w->zeros;
+    const CBN_ELEMENT *const g2 = left > 2 ? CBN_ROW(dy, 2) : w->zeros;
+    const CBN_ELEMENT *const g3 = left > 3 ? CBN_ROW(dy, 3) : w->zeros;
+    const int made = with_dx && (tile.stream || left < 4);
+    CBN_ELEMENT *const dx0 = made ? CBN_SCRATCH(CBN_ELEMENT, 9) : CBN_OUT_ROW(dx, 0);
+    CBN_ELEMENT *const dx1 = made ? CBN_SCRATCH(CBN_ELEMENT, 10) : CBN_OUT_ROW(dx, 1);
+    CBN_ELEMENT *const dx2 = made ? CBN_SCRATCH(CBN_ELEMENT, 11) : CBN_OUT_ROW(dx, 2);
+    CBN_ELEMENT *const dx3 = made ? CBN_SCRATCH(CBN_ELEMENT, 12) : CBN_OUT_ROW(dx, 3);
+    CBN_COLUMNS(tile, j, {
+        const CBN_WORK h = high[j], p = power[j];
+        const CBN_WORK dy0 = CBN_LOAD(g0, j), dy1 = CBN_LOAD(g1, j);
+        const CBN_WORK dy2 = CBN_LOAD(g2, j), dy3 = CBN_LOAD(g3, j);
+        const CBN_WORK t0 = dy0 * ((h - CBN_LOAD(x0, j)) * p);
+        const CBN_WORK t1 = dy1 * ((h - CBN_LOAD(x1, j)) * p);
+        const CBN_WORK t2 = dy2 * ((h - CBN_LOAD(x2, j)) * p);
+        const CBN_WORK t3 = dy3 * ((h - CBN_LOAD(x3, j)) * p);
+        const CBN_WORK sum_s = (dy0 + dy1) + (dy2 + dy3), sum_t = (t0 + t1) + (t2 + t3);
+        const CBN_WORK all_s = first ? sum_s : s[j] + sum_s;
+        const CBN_WORK all_t = first ? sum_t : t[j] + sum_t;
+        if (end) {
+            CBN_NAME(sums_add)(&w->sum_dy[j], &w->low_dy[j], (double)all_s);
+            CBN_NAME(sums_add)(&w->sum_dy_xhat[j], &w->low_dy_xhat[j], -(double)all_t);
+        } else {
+            s[j] = all_s;
+            t[j] = all_t;
+        }
+        if (with_dx) {
+            const CBN_WORK a = scale[j];
+            CBN_STORE(dx0, j, dy0 * a + 0);
+            CBN_STORE(dx1, j, dy1 * a + 0);
+            CBN_STORE(dx2, j, dy2 * a + 0);
+            CBN_STORE(dx3, j, dy3 * a + 0);
+        }
+    })
+    for (ptrdiff_t i = 0; made && i < cbn_least(left, 4); ++i) {
+        const CBN_ELEMENT *const rows[] = {dx0, dx1, dx2, dx3};
+        cbn_stream(CBN_OUT_ROW_BYTES(dx, i), (const char *)rows[i],
+                   (size_t)tile.cols * sizeof(CBN_ELEMENT));
+    }
+}
+
 CBN_INLINE void CBN_NAME(backward_sums_block)(const CBN_NAME(sums_work) * w, int with_dx,
                                               cbn_output dx, cbn_input dy, cbn_input x,
                                               cbn_tile tile)
 {
-    CBN_WORK *const s = w->s, *const t = w->t;
-    const CBN_WORK *const high = w->high, *const power = w->power, *const scale = w->scale;
-    memset(s, 0, (size_t)tile.cols * sizeof *s);
-    memset(t, 0, (size_t)tile.cols * sizeof *t);
-    for (ptrdiff_t r = 0; r < tile.rows; r += 4) {
-        const ptrdiff_t left = tile.rows - r, last = tile.rows - 1;
-        const CBN_ELEMENT *const x0 = CBN_ROW(x, r), *const x1 = CBN_ROW(x, cbn_least(r + 1, last));
-        const CBN_ELEMENT *const x2 = CBN_ROW(x, cbn_least(r + 2, last));
-        const CBN_ELEMENT *const x3 = CBN_ROW(x, cbn_least(r + 3, last));
-        const CBN_ELEMENT *const g0 = CBN_ROW(dy, r);
-        const CBN_ELEMENT *const g1 = left > 1 ? CBN_ROW(dy, r + 1) : w->zeros;
-        const CBN_ELEMENT *const g2 = left > 2 ? CBN_ROW(dy, r + 2) : w->zeros;
-        const CBN_ELEMENT *const g3 = left > 3 ? CBN_ROW(dy, r + 3) : w->zeros;
-        /* through scratch where there are not four rows, and to be streamed */
-        const int made = with_dx && (tile.stream || left < 4);
-        CBN_ELEMENT *const dx0 = made ? CBN_SCRATCH(CBN_ELEMENT, 9) : CBN_OUT_ROW(dx, r);
-        CBN_ELEMENT *const dx1 = made ? CBN_SCRATCH(CBN_ELEMENT, 10) : CBN_OUT_ROW(dx, r + 1);
-        CBN_ELEMENT *const dx2 = made ? CBN_SCRATCH(CBN_ELEMENT, 11) : CBN_OUT_ROW(dx, r + 2);
-        CBN_ELEMENT *const dx3 = made ? CBN_SCRATCH(CBN_ELEMENT, 12) : CBN_OUT_ROW(dx, r + 3);
-        CBN_COLUMNS(tile, j, {
-            const CBN_WORK h = high[j], p = power[j];
-            const CBN_WORK dy0 = CBN_LOAD(g0, j), dy1 = CBN_LOAD(g1, j);
-            const CBN_WORK dy2 = CBN_LOAD(g2, j), dy3 = CBN_LOAD(g3, j);
-            const CBN_WORK t0 = dy0 * ((CBN_LOAD(x0, j) - h) * p);
-            const CBN_WORK t1 = dy1 * ((CBN_LOAD(x1, j) - h) * p);
-            const CBN_WORK t2 = dy2 * ((CBN_LOAD(x2, j) - h) * p);
-            const CBN_WORK t3 = dy3 * ((CBN_LOAD(x3, j) - h) * p);
-            s[j] += (dy0 + dy1) + (dy2 + dy3);
-            t[j] += (t0 + t1) + (t2 + t3);
-            if (with_dx) {
-                const CBN_WORK a = scale[j];
-                CBN_STORE(dx0, j, dy0 * a + 0);
-                CBN_STORE(dx1, j, dy1 * a + 0);
-                CBN_STORE(dx2, j, dy2 * a + 0);
-                CBN_STORE(dx3, j, dy3 * a + 0);
-            }
-        })
-        for (ptrdiff_t i = 0; made && i < cbn_least(left, 4); ++i) {
-            const CBN_ELEMENT *const rows[] = {dx0, dx1, dx2, dx3};
-            cbn_stream(CBN_OUT_ROW_BYTES(dx, r + i), (const char *)rows[i],
-                       (size_t)tile.cols * sizeof(CBN_ELEMENT));
+    if (tile.rows <= 4) {
+        CBN_NAME(backward_sums_rows)(w, 1, 1, with_dx, dx, dy, x, tile);
+        return;
+    }
+    CBN_NAME(backward_sums_rows)(w, 1, 0, with_dx, dx, dy, x, tile);
+    for (;;) {
+        tile.rows -= 4;
+        x.data += 4 * x.stride;
+        dy.data += 4 * dy.stride;
+        if (with_dx) {
+            dx.data += 4 * dx.stride;
         }
+        if (tile.rows <= 4) {
+            break;
+        }
+        CBN_NAME(backward_sums_rows)(w, 0, 0, with_dx, dx, dy, x, tile);
     }
-    if (with_dx) {
-        cbn_stream_end();
-    }
+    CBN_NAME(backward_sums_rows)(w, 0, 1, with_dx, dx, dy, x, tile);
 }
 
 /* The power of two of the same exponent; 0, inf and NaN become 0 and inf. */
@@ -83,10 +120,17 @@ static void CBN_NAME(backward_sums_run)(double *sum_dy, double *sum_dy_xhat, cbn
                                         const cbn_channels *channels)
 {
     const ptrdiff_t rows = tile.rows, cols = tile.cols;
-    const CBN_NAME(sums_work)
-        w = {CBN_SCRATCH(CBN_WORK, 0), CBN_SCRATCH(CBN_WORK, 1), CBN_SCRATCH(CBN_WORK, 2),
-             CBN_SCRATCH(CBN_WORK, 3), CBN_SCRATCH(CBN_WORK, 4), CBN_SCRATCH(CBN_ELEMENT, 5)};
     double *const low_dy = CBN_SCRATCH(double, 6), *const low_dy_xhat = CBN_SCRATCH(double, 7);
+    const CBN_NAME(sums_work) w = {.s = CBN_SCRATCH(CBN_WORK, 0),
+                                   .t = CBN_SCRATCH(CBN_WORK, 1),
+                                   .high = CBN_SCRATCH(CBN_WORK, 2),
+                                   .power = CBN_SCRATCH(CBN_WORK, 3),
+                                   .scale = CBN_SCRATCH(CBN_WORK, 4),
+                                   .zeros = CBN_SCRATCH(CBN_ELEMENT, 5),
+                                   .sum_dy = sum_dy,
+                                   .low_dy = low_dy,
+                                   .sum_dy_xhat = sum_dy_xhat,
+                                   .low_dy_xhat = low_dy_xhat};
     CBN_SIMD
     for (ptrdiff_t j = 0; j < cols; ++j) {
         w.high[j] = (CBN_WORK)channels->mean[j];
@@ -105,11 +149,6 @@ static void CBN_NAME(backward_sums_run)(double *sum_dy, double *sum_dy_xhat, cbn
         } else {
             CBN_NAME(backward_sums_block)(&w, 1, dx, dy, x, tile);
             dx.data += tile.rows * dx.stride;
-        }
-        CBN_SIMD
-        for (ptrdiff_t j = 0; j < cols; ++j) {
-            cbn_two_sum(&sum_dy[j], &low_dy[j], (double)w.s[j]);
-            cbn_two_sum(&sum_dy_xhat[j], &low_dy_xhat[j], (double)w.t[j]);
         }
         dy.data += tile.rows * dy.stride;
         x.data += tile.rows * x.stride;

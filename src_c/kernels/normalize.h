@@ -25,17 +25,17 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
         CBN_ELEMENT *const y2 = CBN_OUT_ROW(y, r + n / 2), *const y3 = CBN_OUT_ROW(y, r + n - 1);
         if (tile.stream) {
             CBN_STREAM_ROW(y0, made, tile.cols, j,
-                           { CBN_STORE(made, j, (CBN_LOAD(x0, j) - high[j]) * a[j] + b[j]); })
+                           { CBN_STORE(made, j, b[j] - (high[j] - CBN_LOAD(x0, j)) * a[j]); })
         } else if (n == 4) {
             CBN_COLUMNS(tile, j, {
                 const CBN_WORK h = high[j], slope = a[j], plus = b[j];
-                CBN_STORE(y0, j, (CBN_LOAD(x0, j) - h) * slope + plus);
-                CBN_STORE(y1, j, (CBN_LOAD(x1, j) - h) * slope + plus);
-                CBN_STORE(y2, j, (CBN_LOAD(x2, j) - h) * slope + plus);
-                CBN_STORE(y3, j, (CBN_LOAD(x3, j) - h) * slope + plus);
+                CBN_STORE(y0, j, plus - (h - CBN_LOAD(x0, j)) * slope);
+                CBN_STORE(y1, j, plus - (h - CBN_LOAD(x1, j)) * slope);
+                CBN_STORE(y2, j, plus - (h - CBN_LOAD(x2, j)) * slope);
+                CBN_STORE(y3, j, plus - (h - CBN_LOAD(x3, j)) * slope);
             })
         } else {
-            CBN_COLUMNS(tile, j, { CBN_STORE(y0, j, (CBN_LOAD(x0, j) - high[j]) * a[j] + b[j]); })
+            CBN_COLUMNS(tile, j, { CBN_STORE(y0, j, b[j] - (high[j] - CBN_LOAD(x0, j)) * a[j]); })
         }
     }
     cbn_stream_end();
