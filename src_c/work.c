@@ -14,16 +14,16 @@
 /* More threads than pay for any call; libgomp ends the process when the system refuses one. */
 #define MAX_THREADS 1024
 
-/* Rows of a chunk: enough to spread the cost of a tile (moments of chunks of 256 rows took 1.1 times
- * as long), and at most MAX_CHUNKS chunks. The partial results of a forward pass stay under 2 % of a
- * float32 input. */
+/* Rows of a chunk: enough to spread the cost of a tile (moments of chunks of 256 rows took 1.1
+ * times as long), and at most MAX_CHUNKS chunks. The partial results of a forward pass stay under 2
+ * % of a float32 input. */
 #define MIN_CHUNK_ROWS 512
 #define MAX_CHUNK_ROWS 2048
 #define USUAL_CHUNKS 64
 #define MAX_CHUNKS 8192
 
-/* Columns of a row of lanes, and of a strip: memory likes long runs. And rows of a lane, for the same
- * reason as those of a chunk. */
+/* Columns of a row of lanes, and of a strip: memory likes long runs. And rows of a lane, for the
+ * same reason as those of a chunk. */
 #define LANES_COLUMNS 2048
 #define MIN_LANE_ROWS 256
 #define MAX_STRIP 4096
@@ -79,8 +79,8 @@ cbn_work cbn_work_split(ptrdiff_t rows, ptrdiff_t channels, int threads)
     w.chunks = ceil_div(lane_rows, w.chunk_rows);
     w.threads = useful_threads(rows, channels, threads);
     const int chunks_share_well = w.chunks >= 2 * w.threads || w.chunks == w.threads;
-    w.by_rows = w.lanes > 1 || (w.threads > 1 && channels < (ptrdiff_t)w.threads * MAX_STRIP &&
-                                chunks_share_well);
+    w.by_rows = w.lanes > 1 ||
+                (w.threads > 1 && channels < (ptrdiff_t)w.threads * MAX_STRIP && chunks_share_well);
     ptrdiff_t strips = w.columns > MAX_STRIP ? ceil_div(w.columns, MAX_STRIP) : 1;
     if (!w.by_rows) {
         strips = ceil_div(strips, w.threads) * w.threads;

@@ -3,11 +3,10 @@
  * A block of CBN_BLOCK_ROWS rows is summed in the working type, four rows at a time as a tree, as
  *     s = sum(dy), t = sum(dy * ((x - high) * power)),
  * with the mean as high + low and the power of two next below invstd, which costs no rounding;
- * blocks are added in float64, those of float64 with the rounding errors kept, which many equal terms
- * would pile up.
- * sum(dy * xhat) = (t - low * power * s) * invstd / power: what high left out and power fell short
- * of is made good once a channel. xhat is recomputed from x: storing it would cost a write and a
- * read of N x D. Sums outside the range of float32 are taken again in float64.
+ * blocks are added in float64, those of float64 with the rounding errors kept, which many equal
+ * terms would pile up. sum(dy * xhat) = (t - low * power * s) * invstd / power: what high left out
+ * and power fell short of is made good once a channel. xhat is recomputed from x: storing it would
+ * cost a write and a read of N x D. Sums outside the range of float32 are taken again in float64.
  */
 
 typedef struct CBN_NAME(sums_work) {
@@ -26,9 +25,9 @@ CBN_INLINE void CBN_NAME(sums_add)(double *sum, double *low, double term)
 #endif
 }
 
-/* Four rows of a block: the first make s and t, the last add them to the float64 sums. Rows past the
- * end take dy from a row of zeros. With dx, also dx = dy * scale, as normalize would give it; fewer
- * than four rows of it go through scratch, as do streamed ones. */
+/* Four rows of a block: the first make s and t, the last add them to the float64 sums. Rows past
+ * the end take dy from a row of zeros. With dx, also dx = dy * scale, as normalize would give it;
+ * fewer than four rows of it go through scratch, as do streamed ones. */
 CBN_INLINE void CBN_NAME(backward_sums_rows)(const CBN_NAME(sums_work) * w, int first, int end,
                                              int with_dx, cbn_output dx, cbn_input dy, cbn_input x,
                                              cbn_tile tile)

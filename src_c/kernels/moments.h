@@ -10,10 +10,10 @@
  * hold (squares past its range) is summed again in float64.
  */
 
-/* Eight rows, of which only s without `squares`. The first rows of a block make s and q, the last add
- * them to the float64 sums. Rows past the end read the anchor, so their differences are exact zeros.
- * anchor - x instead of x - anchor is a load the fewer, since x is then the operand that may come
- * from memory: 0.95 times the time, here and in the other kernels. */
+/* Eight rows, of which only s without `squares`. The first rows of a block make s and q, the last
+ * add them to the float64 sums. Rows past the end read the anchor, so their differences are exact
+ * zeros. anchor - x instead of x - anchor is a load the fewer, since x is then the operand that may
+ * come from memory: 0.95 times the time, here and in the other kernels. */
 CBN_INLINE void CBN_NAME(moments_rows)(CBN_WORK *s, CBN_WORK *q, double *sum, double *squares,
                                        int with_squares, int first, int last,
                                        const CBN_ELEMENT *anchor, cbn_input x, cbn_tile tile)
