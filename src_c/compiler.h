@@ -38,6 +38,8 @@
 #define CBN_SIMD _Pragma("omp simd")
 #endif
 
+#define CBN_LINE_BYTES 64 /* of a cache line */
+
 #define CBN_JOIN_(a, b, c) a##_##b##_##c
 #define CBN_JOIN(a, b, c) CBN_JOIN_(a, b, c)
 

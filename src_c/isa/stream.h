@@ -10,26 +10,28 @@
 #include "../compiler.h"
 
 #if CBN_X86_64
-#include <emmintrin.h>
+#include <immintrin.h>
 
-CBN_UNUSED static void cbn_stream(char *to, const char *from, size_t size)
+/* One line, `to` at its beginning. Made in the loop that computes it: rows that were made in
+ * scratch first and streamed in bursts took 1.3 to 1.7 times as long. */
+CBN_INLINE void cbn_stream_line(void *to, const void *from)
 {
-    const size_t to_line = (size_t)(-(uintptr_t)to % 64);
-    const size_t head = to_line < size ? to_line : size;
-    memcpy(to, from, head);
-    size_t i = head;
-    for (; i + 64 <= size; i += 64) {
-        for (size_t j = i; j < i + 64; j += 16) {
-            _mm_stream_si128((__m128i *)(to + j), _mm_loadu_si128((const __m128i *)(from + j)));
-        }
+#if defined(__AVX512F__)
+    _mm512_stream_si512((__m512i *)to, _mm512_loadu_si512(from));
+#elif defined(__AVX2__)
+    _mm256_stream_si256((__m256i *)to, _mm256_loadu_si256((const __m256i *)from));
+    _mm256_stream_si256((__m256i *)to + 1, _mm256_loadu_si256((const __m256i *)from + 1));
+#else
+    for (int i = 0; i < 4; ++i) {
+        _mm_stream_si128((__m128i *)to + i, _mm_loadu_si128((const __m128i *)from + i));
     }
-    memcpy(to + i, from + i, size - i);
+#endif
 }
 
 /* Before another thread may look. */
 CBN_INLINE void cbn_stream_end(void) { _mm_sfence(); }
 #else
-CBN_INLINE void cbn_stream(char *to, const char *from, size_t size) { memcpy(to, from, size); }
+CBN_INLINE void cbn_stream_line(void *to, const void *from) { memcpy(to, from, CBN_LINE_BYTES); }
 
 CBN_INLINE void cbn_stream_end(void) {}
 #endif

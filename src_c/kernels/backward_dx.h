@@ -6,44 +6,71 @@
  * xhat * along_xhat + along_one is computed as affine.h says, with the slope invstd * along_xhat.
  */
 
+typedef struct CBN_NAME(dx_work) {
+    CBN_WORK *high, *a, *b, *scale;
+} CBN_NAME(dx_work);
+
+/* The first n rows, n and stream being constants of the caller. */
+CBN_INLINE void CBN_NAME(backward_dx_rows)(const CBN_NAME(dx_work) * w, int n, int stream,
+                                           cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile)
+{
+    const CBN_WORK *const high = w->high, *const a = w->a, *const b = w->b;
+    const CBN_WORK *const scale = w->scale;
+    const CBN_ELEMENT *const x0 = CBN_ROW(x, 0), *const x1 = CBN_ROW(x, n - 1);
+    const CBN_ELEMENT *const dy0 = CBN_ROW(dy, 0), *const dy1 = CBN_ROW(dy, n - 1);
+    CBN_ELEMENT *const dx0 = CBN_OUT_ROW(dx, 0), *const dx1 = CBN_OUT_ROW(dx, n - 1);
+#define CBN_DX(to, at, dy, x, j)                                                                   \
+    CBN_STORE(to, at, CBN_LOAD(dy, j) * by_dy + (plus - (h - CBN_LOAD(x, j)) * slope))
+#define CBN_DX_ROWS(to0, to1, at, j)                                                               \
+    {                                                                                              \
+        const CBN_WORK h = high[j], slope = a[j], plus = b[j], by_dy = scale[j];                   \
+        CBN_DX(to0, at, dy0, x0, j);                                                               \
+        if (n > 1) {                                                                               \
+            CBN_DX(to1, at, dy1, x1, j);                                                           \
+        }                                                                                          \
+    }
+    if (stream) {
+        CBN_STREAM_COLUMNS(n, dx0, dx1, dx1, dx1, tile.cols, j, at, to0, to1, to2, to3,
+                           CBN_DX_ROWS(to0, to1, at, j))
+    } else {
+        CBN_COLUMNS(tile, j, CBN_DX_ROWS(dx0, dx1, j, j))
+    }
+#undef CBN_DX_ROWS
+#undef CBN_DX
+}
+
 static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile,
                                       const cbn_channels *channels)
 {
-    CBN_WORK *const high = CBN_SCRATCH(CBN_WORK, 0);
-    CBN_WORK *const a = CBN_SCRATCH(CBN_WORK, 1);
-    CBN_WORK *const b = CBN_SCRATCH(CBN_WORK, 2);
-    CBN_WORK *const scale = CBN_SCRATCH(CBN_WORK, 3);
+    const CBN_NAME(dx_work) w = {CBN_SCRATCH(CBN_WORK, 0), CBN_SCRATCH(CBN_WORK, 1),
+                                 CBN_SCRATCH(CBN_WORK, 2), CBN_SCRATCH(CBN_WORK, 3)};
     CBN_SIMD
     for (ptrdiff_t j = 0; j < tile.cols; ++j) {
-        CBN_NAME(affine)(&high[j], &a[j], &b[j], channels->mean[j], channels->mean_low[j],
+        CBN_NAME(affine)(&w.high[j], &w.a[j], &w.b[j], channels->mean[j], channels->mean_low[j],
                          channels->along_xhat[j] * channels->invstd[j], channels->along_one[j]);
-        scale[j] = (CBN_WORK)channels->scale[j];
+        w.scale[j] = (CBN_WORK)channels->scale[j];
     }
-    CBN_ELEMENT *const made = CBN_SCRATCH(CBN_ELEMENT, 4);
-    /* Two rows, so that the coefficients are loaded once for two; the twelve lines of four would
-     * not fit into a set of the first-level cache, where rows of all three arrays are 4 KiB apart.
-     */
-    for (ptrdiff_t r = 0, n; r < tile.rows; r += n) {
-        n = tile.rows - r >= 2 && !tile.in_order ? 2 : 1;
-        const CBN_ELEMENT *const x0 = CBN_ROW(x, r), *const x1 = CBN_ROW(x, r + n - 1);
-        const CBN_ELEMENT *const dy0 = CBN_ROW(dy, r), *const dy1 = CBN_ROW(dy, r + n - 1);
-        CBN_ELEMENT *const dx0 = CBN_OUT_ROW(dx, r), *const dx1 = CBN_OUT_ROW(dx, r + n - 1);
-#define CBN_DX(to, j, dy, x)                                                                       \
-    CBN_STORE(to, j, CBN_LOAD(dy, j) * scale[j] + (b[j] - (high[j] - CBN_LOAD(x, j)) * a[j]))
-        if (tile.stream) {
-            CBN_STREAM_ROW(dx0, made, tile.cols, j, { CBN_DX(made, j, dy0, x0); })
+    /* The twelve lines of four rows would not fit into a set of the first-level cache, where rows
+     * of all three arrays are 4 KiB apart. One narrow row takes 0.8 times as long as two, unless
+     * rows are too short for their loop. */
+    const int most = cbn_rows_at_once(&tile, sizeof(CBN_WORK));
+    const int two = most == 2 ? (size_t)tile.cols * sizeof(CBN_WORK) <= 2048
+                              : most == 4 && (!tile.stream || cbn_rows_side_by_side(dx.stride));
+    ptrdiff_t n;
+    for (ptrdiff_t left = tile.rows; left > 0; left -= n) {
+        n = two && left > 1 ? 2 : 1;
+        if (tile.stream && n == 2) {
+            CBN_NAME(backward_dx_rows)(&w, 2, 1, dx, dy, x, tile);
+        } else if (tile.stream) {
+            CBN_NAME(backward_dx_rows)(&w, 1, 1, dx, dy, x, tile);
         } else if (n == 2) {
-            CBN_COLUMNS(tile, j, {
-                const CBN_WORK h = high[j], slope = a[j], plus = b[j], by_dy = scale[j];
-                CBN_STORE(dx0, j,
-                          CBN_LOAD(dy0, j) * by_dy + (plus - (h - CBN_LOAD(x0, j)) * slope));
-                CBN_STORE(dx1, j,
-                          CBN_LOAD(dy1, j) * by_dy + (plus - (h - CBN_LOAD(x1, j)) * slope));
-            })
+            CBN_NAME(backward_dx_rows)(&w, 2, 0, dx, dy, x, tile);
         } else {
-            CBN_COLUMNS(tile, j, { CBN_DX(dx0, j, dy0, x0); })
+            CBN_NAME(backward_dx_rows)(&w, 1, 0, dx, dy, x, tile);
         }
-#undef CBN_DX
+        dx.data += n * dx.stride;
+        dy.data += n * dy.stride;
+        x.data += n * x.stride;
     }
     cbn_stream_end();
 }

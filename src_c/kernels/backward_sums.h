@@ -42,41 +42,48 @@ CBN_INLINE void CBN_NAME(backward_sums_rows)(const CBN_NAME(sums_work) * w, int 
     const CBN_ELEMENT *const g1 = left > 1 ? CBN_ROW(dy, 1) : w->zeros;
     const CBN_ELEMENT *const g2 = left > 2 ? CBN_ROW(dy, 2) : w->zeros;
     const CBN_ELEMENT *const g3 = left > 3 ? CBN_ROW(dy, 3) : w->zeros;
-    const int made = with_dx && (tile.stream || left < 4);
+    const int made = with_dx && left < 4;
     CBN_ELEMENT *const dx0 = made ? CBN_SCRATCH(CBN_ELEMENT, 9) : CBN_OUT_ROW(dx, 0);
     CBN_ELEMENT *const dx1 = made ? CBN_SCRATCH(CBN_ELEMENT, 10) : CBN_OUT_ROW(dx, 1);
     CBN_ELEMENT *const dx2 = made ? CBN_SCRATCH(CBN_ELEMENT, 11) : CBN_OUT_ROW(dx, 2);
     CBN_ELEMENT *const dx3 = made ? CBN_SCRATCH(CBN_ELEMENT, 12) : CBN_OUT_ROW(dx, 3);
-    CBN_COLUMNS(tile, j, {
-        const CBN_WORK h = high[j], p = power[j];
-        const CBN_WORK dy0 = CBN_LOAD(g0, j), dy1 = CBN_LOAD(g1, j);
-        const CBN_WORK dy2 = CBN_LOAD(g2, j), dy3 = CBN_LOAD(g3, j);
-        const CBN_WORK t0 = dy0 * ((h - CBN_LOAD(x0, j)) * p);
-        const CBN_WORK t1 = dy1 * ((h - CBN_LOAD(x1, j)) * p);
-        const CBN_WORK t2 = dy2 * ((h - CBN_LOAD(x2, j)) * p);
-        const CBN_WORK t3 = dy3 * ((h - CBN_LOAD(x3, j)) * p);
-        const CBN_WORK sum_s = (dy0 + dy1) + (dy2 + dy3), sum_t = (t0 + t1) + (t2 + t3);
-        const CBN_WORK all_s = first ? sum_s : s[j] + sum_s;
-        const CBN_WORK all_t = first ? sum_t : t[j] + sum_t;
-        if (end) {
-            CBN_NAME(sums_add)(&w->sum_dy[j], &w->low_dy[j], (double)all_s);
-            CBN_NAME(sums_add)(&w->sum_dy_xhat[j], &w->low_dy_xhat[j], -(double)all_t);
-        } else {
-            s[j] = all_s;
-            t[j] = all_t;
-        }
-        if (with_dx) {
-            const CBN_WORK a = scale[j];
-            CBN_STORE(dx0, j, dy0 * a + 0);
-            CBN_STORE(dx1, j, dy1 * a + 0);
-            CBN_STORE(dx2, j, dy2 * a + 0);
-            CBN_STORE(dx3, j, dy3 * a + 0);
-        }
-    })
-    for (ptrdiff_t i = 0; made && i < cbn_least(left, 4); ++i) {
+#define CBN_SUMS(to0, to1, to2, to3, at, j)                                                        \
+    {                                                                                              \
+        const CBN_WORK h = high[j], p = power[j];                                                  \
+        const CBN_WORK dy0 = CBN_LOAD(g0, j), dy1 = CBN_LOAD(g1, j);                               \
+        const CBN_WORK dy2 = CBN_LOAD(g2, j), dy3 = CBN_LOAD(g3, j);                               \
+        const CBN_WORK t0 = dy0 * ((h - CBN_LOAD(x0, j)) * p);                                     \
+        const CBN_WORK t1 = dy1 * ((h - CBN_LOAD(x1, j)) * p);                                     \
+        const CBN_WORK t2 = dy2 * ((h - CBN_LOAD(x2, j)) * p);                                     \
+        const CBN_WORK t3 = dy3 * ((h - CBN_LOAD(x3, j)) * p);                                     \
+        const CBN_WORK sum_s = (dy0 + dy1) + (dy2 + dy3), sum_t = (t0 + t1) + (t2 + t3);           \
+        const CBN_WORK all_s = first ? sum_s : s[j] + sum_s;                                       \
+        const CBN_WORK all_t = first ? sum_t : t[j] + sum_t;                                       \
+        if (end) {                                                                                 \
+            CBN_NAME(sums_add)(&w->sum_dy[j], &w->low_dy[j], (double)all_s);                       \
+            CBN_NAME(sums_add)(&w->sum_dy_xhat[j], &w->low_dy_xhat[j], -(double)all_t);            \
+        } else {                                                                                   \
+            s[j] = all_s;                                                                          \
+            t[j] = all_t;                                                                          \
+        }                                                                                          \
+        if (with_dx) {                                                                             \
+            const CBN_WORK a = scale[j];                                                           \
+            CBN_STORE(to0, at, dy0 * a + 0);                                                       \
+            CBN_STORE(to1, at, dy1 * a + 0);                                                       \
+            CBN_STORE(to2, at, dy2 * a + 0);                                                       \
+            CBN_STORE(to3, at, dy3 * a + 0);                                                       \
+        }                                                                                          \
+    }
+    if (with_dx && !made && tile.stream && cbn_rows_side_by_side(dx.stride)) {
+        CBN_STREAM_COLUMNS(4, dx0, dx1, dx2, dx3, tile.cols, j, at, to0, to1, to2, to3,
+                           CBN_SUMS(to0, to1, to2, to3, at, j))
+    } else {
+        CBN_COLUMNS(tile, j, CBN_SUMS(dx0, dx1, dx2, dx3, j, j))
+    }
+#undef CBN_SUMS
+    for (ptrdiff_t i = 0; made && i < left; ++i) {
         const CBN_ELEMENT *const rows[] = {dx0, dx1, dx2, dx3};
-        cbn_stream(CBN_OUT_ROW_BYTES(dx, i), (const char *)rows[i],
-                   (size_t)tile.cols * sizeof(CBN_ELEMENT));
+        memcpy(CBN_OUT_ROW_BYTES(dx, i), rows[i], (size_t)tile.cols * sizeof(CBN_ELEMENT));
     }
 }
 

@@ -11,12 +11,11 @@
 #define CBN_KERNELS_H
 
 #include "../cbn.h"
+#include "../compiler.h"
 
 /* Rows summed in the working type before they are folded into float64. 32 keeps the error of a
  * float32 sum at 2 to 4 units; 8 divides it. */
 #define CBN_BLOCK_ROWS 32
-
-#define CBN_LINE_BYTES 64 /* of a cache line */
 
 #define CBN_WORK_ARRAYS 13
 
@@ -35,9 +34,8 @@ typedef struct cbn_tile {
     ptrdiff_t rows, cols;
     void *work;        /* CBN_WORK_ARRAYS of slot_bytes each */
     size_t slot_bytes; /* of a double a column and 4 KiB on top */
-    int in_order;      /* memory decides: read one row after the other, which at 64 MB takes 0.6
-                        * times as long as four at once; in the cache, four are faster */
-    int stream;        /* store past the caches, in order */
+    int in_order;      /* the array is far from the core: maps read narrow rows one by one */
+    int stream;        /* store past the caches */
 
     /* The kernel's own: of its rows, see cbn_tile_at */
     const char *rows_data;
