@@ -3,8 +3,8 @@
  * A block of CBN_BLOCK_ROWS rows is summed in the working type as differences d = x - anchor,
  *     s = sum(d), q = sum(d * d),
  * eight rows at a time as a tree, and blocks are added in float64. The anchor is the mean so far
- * (of the first block itself for that one, which is summed twice), renewed and the sums folded into
- * mean and m2 whenever the rows have doubled: differences of near values are exact, a constant
+ * (of the first block for the first two, hence it is summed twice), renewed and the sums folded
+ * into mean and m2 whenever the rows have doubled: differences of near values are exact, a constant
  * channel gives zeros to the bit, and q - s * s / n loses nothing that counts, because as many rows
  * lie before, and the distance of their mean comes back as much as it cancels. What float32 cannot
  * hold (squares past its range) is summed again in float64.
@@ -109,10 +109,13 @@ static void CBN_NAME(moments_fold)(double *base, double *offset, double *m2, con
     }
 }
 
-/* The first anchor: row 0, then the mean it leads to unless that overflowed. */
+/* The first anchor: row 0, then the mean of the first block that it leads to unless that
+ * overflowed.
+ */
 static void CBN_NAME(moments_first_anchor)(CBN_ELEMENT *anchor, CBN_WORK *s, double *sum,
                                            cbn_input x, cbn_tile block)
 {
+    block.rows = cbn_least(block.rows, CBN_BLOCK_ROWS);
     memcpy(anchor, x.data, (size_t)block.cols * sizeof *anchor);
     memset(sum, 0, (size_t)block.cols * sizeof *sum);
     CBN_NAME(moments_block)(s, s, sum, sum, 0, anchor, x, block);
@@ -189,7 +192,7 @@ CBN_UNUSED static void CBN_NAME(moments)(double *base, double *offset, double *m
     double *const sum = CBN_SCRATCH(double, 3), *const squares = CBN_SCRATCH(double, 4);
     for (ptrdiff_t before = 0; before < rows; before += tile.rows) {
         const cbn_input segment = {x.data + before * x.stride, x.stride};
-        tile.rows = cbn_least(before == 0 ? CBN_BLOCK_ROWS : before, rows - before);
+        tile.rows = cbn_least(before == 0 ? 2 * CBN_BLOCK_ROWS : before, rows - before);
         if (before == 0) {
             CBN_NAME(moments_first_anchor)(anchor, s, sum, segment, tile);
             for (ptrdiff_t j = 0; j < cols; ++j) {
