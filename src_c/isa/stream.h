@@ -36,4 +36,16 @@ CBN_INLINE void cbn_stream_line(void *to, const void *from) { memcpy(to, from, C
 CBN_INLINE void cbn_stream_end(void) {}
 #endif
 
+/* Any number of bytes; broken lines at the ends are stored as usual. */
+CBN_UNUSED static void cbn_stream(char *to, const char *from, size_t size)
+{
+    const size_t to_line = (size_t)(-(uintptr_t)to % CBN_LINE_BYTES);
+    size_t i = to_line < size ? to_line : size;
+    memcpy(to, from, i);
+    for (; i + CBN_LINE_BYTES <= size; i += CBN_LINE_BYTES) {
+        cbn_stream_line(to + i, from + i);
+    }
+    memcpy(to + i, from + i, size - i);
+}
+
 #endif

@@ -29,9 +29,11 @@ CBN_INLINE void CBN_NAME(backward_dx_rows)(const CBN_NAME(dx_work) * w, int n, i
             CBN_DX(to1, at, dy1, x1, j);                                                           \
         }                                                                                          \
     }
-    if (stream) {
-        CBN_STREAM_COLUMNS(n, dx0, dx1, dx1, dx1, tile.cols, j, at, to0, to1, to2, to3,
-                           CBN_DX_ROWS(to0, to1, at, j))
+    if (stream && n == 1) {
+        CBN_STREAM_ROW(dx0, tile.cols, j, at, to, CBN_DX_ROWS(to, to, at, j))
+    } else if (stream) {
+        CBN_ELEMENT *const rows[] = {dx0, dx1};
+        CBN_STREAM_ROWS(n, rows, tile.cols, j, at, made, CBN_DX_ROWS(made[0], made[1], at, j))
     } else {
         CBN_COLUMNS(tile, j, CBN_DX_ROWS(dx0, dx1, j, j))
     }
@@ -55,7 +57,7 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
      * rows are too short for their loop. */
     const int most = cbn_rows_at_once(&tile, sizeof(CBN_WORK));
     const int two = most == 2 ? (size_t)tile.cols * sizeof(CBN_WORK) <= 2048
-                              : most == 4 && (!tile.stream || cbn_rows_side_by_side(dx.stride));
+                              : most == 4 && (!tile.stream || cbn_rows_alike(dx.stride));
     ptrdiff_t n;
     for (ptrdiff_t left = tile.rows; left > 0; left -= n) {
         n = two && left > 1 ? 2 : 1;

@@ -74,9 +74,10 @@ CBN_INLINE void CBN_NAME(backward_sums_rows)(const CBN_NAME(sums_work) * w, int 
             CBN_STORE(to3, at, dy3 * a + 0);                                                       \
         }                                                                                          \
     }
-    if (with_dx && !made && tile.stream && cbn_rows_side_by_side(dx.stride)) {
-        CBN_STREAM_COLUMNS(4, dx0, dx1, dx2, dx3, tile.cols, j, at, to0, to1, to2, to3,
-                           CBN_SUMS(to0, to1, to2, to3, at, j))
+    if (with_dx && left >= 4 && tile.stream && cbn_rows_alike(dx.stride)) {
+        CBN_ELEMENT *const rows[] = {dx0, dx1, dx2, dx3};
+        CBN_STREAM_ROWS(4, rows, tile.cols, j, at, lines,
+                        CBN_SUMS(lines[0], lines[1], lines[2], lines[3], at, j))
     } else {
         CBN_COLUMNS(tile, j, CBN_SUMS(dx0, dx1, dx2, dx3, j, j))
     }

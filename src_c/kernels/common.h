@@ -74,62 +74,63 @@ CBN_INLINE int cbn_rows_at_once(const cbn_tile *tile, size_t itemsize)
     return !narrow ? 4 : tile->in_order ? 1 : 2;
 }
 
-/* Whether four rows can be streamed side by side: they begin alike in their lines, and no row's
- * stores fall a few lines before another row's loads, as seen in the 12 bits of an address by which
- * loads look for earlier stores (1.5 cycles an element instead of 0.5 at rows of 4112 floats). */
-CBN_INLINE int cbn_rows_side_by_side(ptrdiff_t stride)
-{
-    int apart = 1;
-    for (ptrdiff_t rows = 1; rows < 4; ++rows) {
-        const ptrdiff_t distance = (rows * stride % 4096 + 4096) % 4096;
-        apart &= distance == 0 || (distance > 1024 && distance < 4096 - 1024);
-    }
-    return apart && stride % CBN_LINE_BYTES == 0;
-}
+/* Rows begin alike in their lines. */
+CBN_INLINE int cbn_rows_alike(ptrdiff_t stride) { return stride % CBN_LINE_BYTES == 0; }
 
-/* Columns j of up to four rows of an output, stored past the caches: __VA_ARGS__ stores column j of
- * row i as element `at` of `to##i`. Rows begin alike in their lines. */
-#define CBN_STREAM_COLUMNS(n, row0, row1, row2, row3, cols, j, at, to0, to1, to2, to3, ...)        \
+/* Columns j of a row of an output, stored past the caches, a line as soon as it is made: rows made
+ * in scratch and streamed in bursts of 2 KiB took 1.2 times as long. __VA_ARGS__ stores column j as
+ * element `at` of `to`. */
+#define CBN_STREAM_ROW(row, cols, j, at, to, ...)                                                  \
     {                                                                                              \
-        const ptrdiff_t into_line = (ptrdiff_t)((uintptr_t)(row0) % CBN_LINE_BYTES);               \
-        const ptrdiff_t to_line =                                                                  \
-            (CBN_LINE - into_line / (ptrdiff_t)sizeof(CBN_ELEMENT)) % CBN_LINE;                    \
-        const ptrdiff_t head = cbn_least(to_line, cols), tail = ((cols) - head) % CBN_LINE;        \
-        {                                                                                          \
-            CBN_ELEMENT *const to0 = row0, *const to1 = row1;                                      \
-            CBN_ELEMENT *const to2 = row2, *const to3 = row3;                                      \
-            (void)to2, (void)to3;                                                                  \
-            CBN_SIMD                                                                               \
-            for (ptrdiff_t j = 0; j < head; ++j) {                                                 \
-                const ptrdiff_t at = j;                                                            \
-                __VA_ARGS__                                                                        \
-            }                                                                                      \
-            CBN_SIMD                                                                               \
-            for (ptrdiff_t j = (cols) - tail; j < (cols); ++j) {                                   \
-                const ptrdiff_t at = j;                                                            \
-                __VA_ARGS__                                                                        \
-            }                                                                                      \
+        const size_t broken = -(uintptr_t)(row) % CBN_LINE_BYTES / sizeof(CBN_ELEMENT);            \
+        const ptrdiff_t head = cbn_least((ptrdiff_t)broken, cols);                                 \
+        const ptrdiff_t tail = ((cols) - head) % CBN_LINE;                                         \
+        CBN_SIMD                                                                                   \
+        for (ptrdiff_t j = 0; j < head; ++j) {                                                     \
+            CBN_ELEMENT *const to = row;                                                           \
+            const ptrdiff_t at = j;                                                                \
+            __VA_ARGS__                                                                            \
         }                                                                                          \
         for (ptrdiff_t line = head; line < (cols) - tail; line += CBN_LINE) {                      \
-            CBN_ELEMENT to0[CBN_LINE_BYTES / sizeof(CBN_ELEMENT)];                                 \
-            CBN_ELEMENT to1[CBN_LINE_BYTES / sizeof(CBN_ELEMENT)];                                 \
-            CBN_ELEMENT to2[CBN_LINE_BYTES / sizeof(CBN_ELEMENT)];                                 \
-            CBN_ELEMENT to3[CBN_LINE_BYTES / sizeof(CBN_ELEMENT)];                                 \
+            CBN_ELEMENT to[CBN_LINE_BYTES / sizeof(CBN_ELEMENT)];                                  \
             CBN_SIMD                                                                               \
             for (ptrdiff_t at = 0; at < CBN_LINE; ++at) {                                          \
                 const ptrdiff_t j = line + at;                                                     \
                 __VA_ARGS__                                                                        \
             }                                                                                      \
-            cbn_stream_line((row0) + line, to0);                                                   \
-            if ((n) > 1) {                                                                         \
-                cbn_stream_line((row1) + line, to1);                                               \
+            cbn_stream_line((row) + line, to);                                                     \
+        }                                                                                          \
+        CBN_SIMD                                                                                   \
+        for (ptrdiff_t j = (cols) - tail; j < (cols); ++j) {                                       \
+            CBN_ELEMENT *const to = row;                                                           \
+            const ptrdiff_t at = j;                                                                \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+    }
+
+/* The same for n <= 4 rows at once, in bursts of 1 KiB a row. Lines streamed as soon as they are
+ * made wait for each other here: a load waits for an earlier store whose address ends in the same
+ * 12 bits, and where the output lay a few lines behind the input that took up to 10 times as long.
+ */
+#define CBN_STREAM_ROWS(n, rows, cols, j, at, made, ...)                                           \
+    {                                                                                              \
+        CBN_ELEMENT made[4][CBN_BURST_BYTES / sizeof(CBN_ELEMENT)];                                \
+        for (ptrdiff_t from = 0, end = 0; from < (cols); from = end) {                             \
+            const size_t into_line = (uintptr_t)((rows)[0] + from) % CBN_LINE_BYTES;               \
+            const size_t burst = (CBN_BURST_BYTES - into_line) / sizeof(CBN_ELEMENT);              \
+            end = cbn_least(from + (ptrdiff_t)burst, cols);                                        \
+            CBN_SIMD                                                                               \
+            for (ptrdiff_t at = 0; at < end - from; ++at) {                                        \
+                const ptrdiff_t j = from + at;                                                     \
+                __VA_ARGS__                                                                        \
             }                                                                                      \
-            if ((n) > 2) {                                                                         \
-                cbn_stream_line((row2) + line, to2);                                               \
-                cbn_stream_line((row3) + line, to3);                                               \
+            for (int row = 0; row < (n); ++row) {                                                  \
+                cbn_stream((char *)((rows)[row] + from), (const char *)made[row],                  \
+                           (size_t)(end - from) * sizeof(CBN_ELEMENT));                            \
             }                                                                                      \
         }                                                                                          \
     }
+#define CBN_BURST_BYTES 1024
 
 /* Moves an input or output past its first `count` channels. */
 #define CBN_SKIP(array, count) ((array).data += (count) * (ptrdiff_t)sizeof(CBN_ELEMENT))

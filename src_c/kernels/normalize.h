@@ -29,9 +29,12 @@ CBN_INLINE void CBN_NAME(normalize_rows)(const CBN_NAME(normalize_work) * w, int
             CBN_STORE(to3, at, plus - (h - CBN_LOAD(x3, j)) * slope);                              \
         }                                                                                          \
     }
-    if (stream) {
-        CBN_STREAM_COLUMNS(n, y0, y1, y2, y3, tile.cols, j, at, to0, to1, to2, to3,
-                           CBN_NORMALIZE(to0, to1, to2, to3, at, j))
+    if (stream && n == 1) {
+        CBN_STREAM_ROW(y0, tile.cols, j, at, to, CBN_NORMALIZE(to, to, to, to, at, j))
+    } else if (stream) {
+        CBN_ELEMENT *const rows[] = {y0, y1, y2, y3};
+        CBN_STREAM_ROWS(n, rows, tile.cols, j, at, made,
+                        CBN_NORMALIZE(made[0], made[1], made[2], made[3], at, j))
     } else {
         CBN_COLUMNS(tile, j, CBN_NORMALIZE(y0, y1, y2, y3, j, j))
     }
@@ -49,7 +52,7 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
                          channels->scale[j], channels->along_one[j]);
     }
     const int most = cbn_rows_at_once(&tile, sizeof(CBN_WORK));
-    const int at_once = !tile.stream || (most == 4 && cbn_rows_side_by_side(y.stride)) ? most : 1;
+    const int at_once = !tile.stream || (most == 4 && cbn_rows_alike(y.stride)) ? most : 1;
     ptrdiff_t n;
     for (ptrdiff_t left = tile.rows; left > 0; left -= n) {
         n = left >= at_once ? at_once : 1;
