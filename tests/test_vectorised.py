@@ -21,7 +21,7 @@ TIERS = list(show_config("dicts")["isa_flags"])
 # Multiplications, subtractions and additions of one turn of each kernel's main loop.
 MAIN_LOOP = {
     "moments": (8, 8, 16),
-    "normalize": (4, 8, 4),
+    "normalize": (4, 8, 0),
     "backward_sums": (8, 8, 8),
     "backward_dx": (3, 2, 2),
 }
