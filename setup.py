@@ -28,7 +28,7 @@ from setuptools.errors import CompileError, LinkError
 TIERS = {"x86_64": ["baseline", "avx2", "avx512"], "aarch64": ["baseline", "neon"]}
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
-GNU_AVX2 = ["-mavx2", "-mfma"]
+GNU_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 GNU_AVX512 = [f"-mavx512{part}" for part in ("f", "cd", "bw", "dq", "vl")]
 GNU = {
     "c": [

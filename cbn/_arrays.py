@@ -1,22 +1,13 @@
-"""Arrays of any strides as the rows the kernels take, and back; no arithmetic, no error texts."""
+"""Arrays in the forms the compiled functions take, and back; no arithmetic, no error texts."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cbn import _check
-
-# The compiled functions' names for the dtypes they compute in.
-_C_NAMES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
-
-
-def by_dtype(function: Any) -> dict[np.dtype, Any]:
-    """The variants of a fused function; looked up once, since its own dispatch takes 2 us."""
-    return {dtype: function[name] for dtype, name in _C_NAMES.items()}
 
 
 def float64(values: NDArray | None, copy: bool = False) -> NDArray[np.float64] | None:
@@ -24,6 +15,24 @@ def float64(values: NDArray | None, copy: bool = False) -> NDArray[np.float64] |
     if values is None:
         return None
     return np.array(values, np.float64) if copy else np.require(values, np.float64, ["C", "A"])
+
+
+def computed(array: NDArray, dtype: np.dtype) -> NDArray:
+    """The array in a dtype that the kernels know, in whichever byte order."""
+    return array if array.dtype.newbyteorder("=") == dtype else array.astype(dtype)
+
+
+def new_array(x: NDArray, zeros: bool = False) -> NDArray:
+    """A fresh array for a result of x's shape."""
+    make = np.zeros_like if zeros else np.empty_like
+    return make(x, dtype=_check.result_dtype(x.dtype), subok=False)
+
+
+def round_to(out: NDArray, values: NDArray) -> NDArray:
+    """`out` with the values in its dtype; what a half type cannot hold is inf, as in a kernel."""
+    with np.errstate(over="ignore"):
+        np.copyto(out, values, casting="unsafe")
+    return out
 
 
 def _rows(array: NDArray, axis: int) -> NDArray:
@@ -47,7 +56,7 @@ def input_rows(array: NDArray, axis: int, dtype: np.dtype) -> NDArray:
 
 
 class OutputRows:
-    """Rows to compute into, for an array of the caller's shape, dtype and strides."""
+    """(N, D) rows to compute into, for an array of the caller's shape, dtype and strides."""
 
     def __init__(self, out: NDArray, axis: int, dtype: np.dtype) -> None:
         self._out = out
@@ -60,15 +69,13 @@ class OutputRows:
         """The array, with the rows in their places."""
         if not self._direct:
             moved = np.moveaxis(self._out, self._axis, -1)
-            with np.errstate(over="ignore"):  # what a half type cannot hold is inf, as in a kernel
-                np.copyto(moved, self.rows.reshape(moved.shape), casting="unsafe")
+            round_to(moved, self.rows.reshape(moved.shape))
         return self._out
 
 
 def new_output(x: NDArray, axis: int) -> OutputRows:
-    """A fresh array for a result of x's shape."""
-    out = np.empty_like(x, dtype=_check.result_dtype(x.dtype), subok=False)
-    return OutputRows(out, axis, _check.kernel_dtype(x.dtype))
+    """Rows for a fresh array for a result of x's shape."""
+    return OutputRows(new_array(x), axis, _check.kernel_dtype(x.dtype))
 
 
 def gradient(values: NDArray[np.float64], dtype: np.dtype | None) -> NDArray | None:

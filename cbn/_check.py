@@ -213,10 +213,111 @@ def cache(value: Any, kind: type) -> None:
         )
 
 
-def not_yet(**options: Any) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise NotImplementedError(f"{name}: not available in this version; expected None")
+def plain_cache(value: Any, kind: type) -> None:
+    """A cache that the derivatives beyond backward know how to use."""
+    cache(value, kind)
+    options = value._options
+    given = {
+        "a mask": options.mask is not None,
+        "sample_weight": options.weight is not None,
+        "virtual_batch_size": bool(options.groups),
+        "a residual": options.residual is not None,
+        "an activation": options.relu,
+        "out=x": options.in_place,
+    }
+    for name, has in given.items():
+        if has:
+            raise ValueError(f"cache: expected one of a forward call without {name}, got one with")
+
+
+def activation(value: Any) -> bool:
+    """Whether it is the ReLU."""
+    if value is not None and not (isinstance(value, str) and value == "relu"):
+        raise ValueError(f"activation: expected None or 'relu', got {value!r}")
+    return value is not None
+
+
+def _of_positions(name: str, array: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray:
+    """The array broadcast to x's shape with a channel axis of size 1."""
+    positions = (*shape[:axis], *shape[axis + 1 :])
+    if array.ndim == len(shape) and array.shape[axis] == 1:
+        array = np.squeeze(array, axis)
+    try:
+        return np.expand_dims(np.broadcast_to(array, positions), axis)
+    except ValueError:
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to {positions}, that of x without channels,"
+            f" got {array.shape}"
+        ) from None
+
+
+def mask(value: Any, shape: tuple[int, ...], axis: int) -> np.ndarray | None:
+    """A bool array of x's shape with a channel axis of size 1, None if not given."""
+    if value is None:
+        return None
+    array = _array("mask", value)
+    if array.dtype != np.bool_:
+        raise TypeError(f"mask: expected a bool array, got {array.dtype}")
+    return _of_positions("mask", array, shape, axis)
+
+
+def sample_weight(
+    value: Any, counted: np.ndarray | None, shape: tuple[int, ...], axis: int
+) -> np.ndarray | None:
+    """Weights of positions as float64, shaped as a mask and 0 where `counted` is False."""
+    if value is None:
+        return None
+    array = real_array("sample_weight", value).astype(np.float64)
+    if not (np.isfinite(array) & (array >= 0)).all():
+        raise ValueError("sample_weight: expected finite values >= 0, got others")
+    weight = _of_positions("sample_weight", array, shape, axis)
+    if counted is not None:
+        weight = np.where(counted, weight, 0.0)
+    if not weight.any() and (counted is None or counted.any()):
+        raise ValueError("sample_weight: expected at least one value > 0, got zeros")
+    return weight
+
+
+def virtual_batch_size(value: Any, axis: int) -> int | None:
+    if value is None:
+        return None
+    if axis == 0:
+        raise ValueError("virtual_batch_size: expected axis 0 to be the batch, got channels there")
+    return threads(value, "virtual_batch_size")
+
+
+def reversible(gamma: np.ndarray | None, relu: bool, residual: Any, weight: Any) -> None:
+    """What out=x needs, for backward to find xhat in y."""
+    for name, given in {
+        "activation": relu,
+        "residual": residual is not None,
+        "sample_weight": weight is not None,
+    }.items():
+        if given:
+            raise ValueError(f"{name}: expected None with out=x, since backward works from y then")
+    if gamma is not None and not (gamma != 0).all():
+        channel = int(np.argmax(gamma == 0))
+        raise ValueError(
+            f"gamma: expected values other than 0 with out=x, since backward works from y then, got"
+            f" 0 in channel {channel}"
+        )
+
+
+def lengths(values: Any, max_length: Any) -> tuple[np.ndarray, int]:
+    array = _array("lengths", values)
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        raise TypeError(
+            f"lengths: expected a 1-D integer array, got {array.dtype} of shape {array.shape}"
+        )
+    if (array < 0).any():
+        raise ValueError(f"lengths: expected values >= 0, got {array.min()}")
+    longest = int(array.max()) if array.size else 0
+    if max_length is None:
+        return array, longest
+    most = operator.index(max_length)
+    if longest > most:
+        raise ValueError(f"lengths: expected values <= max_length = {most}, got {longest}")
+    return array, most
 
 
 def mode(value: Any) -> None:

@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,20 +7,114 @@ _Array = NDArray[np.float32] | NDArray[np.float64]
 _Channels = NDArray[np.float64]
 _Threads = int | Callable[[], int]
 
-class _Fused:
-    """One compiled function per dtype, by its C name."""
+_Positions = NDArray[np.intp] | None
 
-    def __getitem__(self, dtype: Literal["float", "double"]) -> _Fused: ...
-    def __call__(self, *args: _Array | _Channels | float | int | None) -> None: ...
-
-forward: _Fused  # (y, stats, x, gamma, beta, eps, threads)
-inference: _Fused  # (y, stats, x, gamma, beta, eps, threads)
-backward: _Fused  # (dx, dgamma, dbeta, dy, x, stats, count, gamma, threads)
-inference_backward: _Fused  # (dx, dgamma, dbeta, stats, dy, x, gamma, eps, threads)
-jvp: _Fused  # (y_dot, x_dot, x, stats, count, gamma, gamma_dot, beta_dot, threads)
-# (g_dy, g_x, g_gamma, ddx, dy, x, stats, count, gamma, ddgamma, ddbeta, threads)
-double_backward: _Fused
-
+def moments(
+    stats: _Channels, x: NDArray, axis: int, eps: float, positions: _Positions, threads: int
+) -> None: ...
+def forward(
+    y: NDArray,
+    stats: _Channels,
+    x: NDArray,
+    axis: int,
+    gamma: _Channels | None,
+    beta: _Channels | None,
+    eps: float,
+    residual: NDArray | None,
+    relu: bool,
+    positions: _Positions,
+    threads: int,
+) -> None: ...
+def inference(
+    y: NDArray,
+    stats: _Channels,
+    x: NDArray,
+    axis: int,
+    gamma: _Channels | None,
+    beta: _Channels | None,
+    eps: float,
+    residual: NDArray | None,
+    relu: bool,
+    positions: _Positions,
+    threads: int,
+) -> None: ...
+def backward(
+    dx: NDArray,
+    dgamma: _Channels,
+    dbeta: _Channels,
+    dy: NDArray,
+    x: NDArray,
+    axis: int,
+    stats: _Channels,
+    count: float,
+    gamma: _Channels | None,
+    positions: _Positions,
+    threads: int,
+) -> None: ...
+def gated_backward(
+    dx: NDArray,
+    gated: NDArray,
+    dgamma: _Channels,
+    dbeta: _Channels,
+    dy: NDArray,
+    x: NDArray,
+    axis: int,
+    stats: _Channels,
+    count: float,
+    gamma: _Channels | None,
+    beta: _Channels | None,
+    residual: NDArray | None,
+    relu: bool,
+    positions: _Positions,
+    threads: int,
+) -> None: ...
+def backward_sums(
+    sum_dy_xhat: _Channels,
+    sum_dy: _Channels,
+    dy: NDArray,
+    x: NDArray,
+    axis: int,
+    stats: _Channels,
+    positions: _Positions,
+    threads: int,
+) -> None: ...
+def inference_backward(
+    dx: NDArray,
+    dgamma: _Channels,
+    dbeta: _Channels,
+    stats: _Channels,
+    dy: NDArray,
+    x: NDArray,
+    axis: int,
+    gamma: _Channels | None,
+    eps: float,
+    threads: int,
+) -> None: ...
+def jvp(
+    y_dot: _Array,
+    x_dot: _Array,
+    x: _Array,
+    stats: _Channels,
+    count: float,
+    gamma: _Channels | None,
+    gamma_dot: _Channels | None,
+    beta_dot: _Channels | None,
+    threads: int,
+) -> None: ...
+def double_backward(
+    g_dy: _Array,
+    g_x: _Array,
+    g_gamma: _Channels,
+    ddx: _Array,
+    dy: _Array,
+    x: _Array,
+    stats: _Channels,
+    count: float,
+    gamma: _Channels | None,
+    ddgamma: _Channels | None,
+    ddbeta: _Channels | None,
+    threads: int,
+) -> None: ...
 def plain_forward(
     x: object, gamma: object, beta: object, out: object, eps: float, threads: _Threads
 ) -> tuple[_Array, _Channels] | None: ...

@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardOptions:
+    """What a forward call was given beyond x, gamma and beta."""
+
+    mask: NDArray[np.bool_] | None = None
+    """As broadcast to x with a channel axis of size 1."""
+    positions: NDArray[np.intp] | None = None
+    """Those that take part, counted in the order of the axes; None for all."""
+    weight: NDArray[np.float64] | None = None
+    """Of a position, shaped as mask."""
+    residual: NDArray | None = None
+    relu: bool = False
+    beta: NDArray[np.float64] | None = None
+    in_place: bool = False
+    """x was overwritten by y."""
+    groups: tuple[tuple[slice, BatchNormCache], ...] = ()
+    """Parts of axis 0 that were normalized by themselves, and their caches."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether backward is what it is without them."""
+        if self is NO_OPTIONS:
+            return True
+        arrays = self.mask is not None or self.weight is not None or self.residual is not None
+        return not (arrays or self.relu or self.in_place or self.groups)
+
+
+NO_OPTIONS = ForwardOptions()
 
 
 class BatchNormCache:
@@ -15,13 +45,15 @@ class BatchNormCache:
     ----------
     x : ndarray
         The input, not a copy of it: to change x between forward and backward is the caller's
-        error. Only when the output was written over x (``out=x``) is it a copy.
+        error. When the output was written over x (``out=x``) it is y, from which backward then
+        works.
     mean, var, invstd : ndarray of float64, shape (D,)
         Mean, biased variance and 1/sqrt(var + eps), those of the batch or those given.
     mean_low : ndarray of float64, shape (D,)
         What mean leaves out: mean + mean_low is the mean to twice float64's precision.
     count : int or float
-        Values per channel, N; inf for given statistics, which x does not move.
+        Values per channel, N, without masked ones; the sum of the weights if there are any; inf for
+        given statistics, which x does not move.
     gamma : ndarray or None
         The scale as given.
     eps : float
@@ -30,32 +62,32 @@ class BatchNormCache:
     """
 
     __slots__ = (
-        *("_beta_dtype", "_gamma", "_gamma_dtype", "_rows", "_stats"),
+        *("_beta_dtype", "_gamma", "_gamma_dtype", "_options", "_stats"),
         *("axis", "count", "eps", "gamma", "x"),
     )
 
     def __init__(
         self,
         x: NDArray,
-        rows: NDArray,
         stats: NDArray[np.float64],
         gamma64: NDArray[np.float64] | None,
         gamma: NDArray | None,
         beta: NDArray | None,
         eps: float,
         axis: int,
-        fixed: bool = False,
+        count: float,
+        options: ForwardOptions = NO_OPTIONS,
     ) -> None:
         self.x = x
         self.gamma = gamma
         self.eps = eps
         self.axis = axis
-        self.count = math.inf if fixed else rows.shape[0]
-        self._rows = rows
+        self.count = count
         self._stats = stats  # read-only, for mean *= 0.9 would be silent
         self._gamma = gamma64
         self._gamma_dtype = None if gamma is None else gamma.dtype
         self._beta_dtype = None if beta is None else beta.dtype
+        self._options = options
 
     @property
     def mean(self) -> NDArray[np.float64]:

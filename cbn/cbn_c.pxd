@@ -7,13 +7,25 @@ cdef extern from "cbn.h" nogil:
     ctypedef enum cbn_dtype:
         CBN_FLOAT32
         CBN_FLOAT64
+        CBN_FLOAT16
+        CBN_BFLOAT16
 
     ctypedef struct cbn_array:
         void *data
         cbn_dtype dtype
+        int swapped
         Py_ssize_t outer
         Py_ssize_t channels
-        Py_ssize_t outer_stride
+        Py_ssize_t inner
+        Py_ssize_t *strides
+
+    ctypedef struct cbn_selection:
+        const Py_ssize_t *positions
+        Py_ssize_t count
+
+    ctypedef struct cbn_activation:
+        const cbn_array *residual
+        int relu
 
     ctypedef struct cbn_statistics:
         double *mean
@@ -26,26 +38,38 @@ cdef extern from "cbn.h" nogil:
         int threads
         void *scratch
         size_t scratch_size
+        cbn_selection selection
 
     const char *cbn_status_text(cbn_status status)
     cbn_status cbn_set_view(cbn_array *array, int ndim, const Py_ssize_t *shape,
                             const Py_ssize_t *strides, int axis)
-    size_t cbn_scratch_size(Py_ssize_t rows, Py_ssize_t channels, int threads)
-    size_t cbn_double_backward_scratch_size(Py_ssize_t rows, Py_ssize_t channels, int threads)
+    size_t cbn_scratch_size(const cbn_array *x, const cbn_selection *selection, int threads)
+    size_t cbn_plain_scratch_size(const cbn_array *x, int threads)
+    size_t cbn_double_backward_scratch_size(const cbn_array *x, int threads)
 
     void cbn_to_float64(double *to, const float *source, Py_ssize_t count)
     void cbn_to_float32(float *to, const double *source, Py_ssize_t count)
     int cbn_any_negative(const double *values, Py_ssize_t count)
 
+    cbn_status cbn_moments(const cbn_statistics *statistics, const cbn_array *x, double eps,
+                           const cbn_resources *resources)
     cbn_status cbn_forward(cbn_array *y, const cbn_statistics *statistics, const cbn_array *x,
                            const double *gamma, const double *beta, double eps,
-                           const cbn_resources *resources)
+                           const cbn_activation *activation, const cbn_resources *resources)
     cbn_status cbn_inference(cbn_array *y, const cbn_statistics *statistics, const cbn_array *x,
                              const double *gamma, const double *beta, double eps,
-                             const cbn_resources *resources)
+                             const cbn_activation *activation, const cbn_resources *resources)
     cbn_status cbn_backward(cbn_array *dx, double *dgamma, double *dbeta, const cbn_array *dy,
                             const cbn_array *x, const cbn_statistics *statistics,
                             const double *gamma, const cbn_resources *resources)
+    cbn_status cbn_gated_backward(cbn_array *dx, cbn_array *gated, double *dgamma, double *dbeta,
+                                  const cbn_array *dy, const cbn_array *x,
+                                  const cbn_statistics *statistics, const double *gamma,
+                                  const double *beta, const cbn_activation *activation,
+                                  const cbn_resources *resources)
+    cbn_status cbn_backward_sums(double *sum_dy_xhat, double *sum_dy, const cbn_array *dy,
+                                 const cbn_array *x, const cbn_statistics *statistics,
+                                 const cbn_resources *resources)
     cbn_status cbn_inference_backward(cbn_array *dx, double *dgamma, double *dbeta,
                                       const cbn_statistics *statistics, const cbn_array *dy,
                                       const cbn_array *x, const double *gamma, double eps,

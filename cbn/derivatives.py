@@ -13,15 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cbn import _check, _core
-from cbn._arrays import by_dtype, float64, gradient, input_rows, new_output
-from cbn.cache import BatchNormCache
-from cbn.functional import backward_with_sums, fixed_statistics
+from cbn import _check, _core, _passes
+from cbn._arrays import computed, float64, gradient, input_rows, new_array, new_output
+from cbn._passes import fixed_statistics
+from cbn._statistics import inverse_std
+from cbn.cache import BatchNormCache, ForwardOptions
 from cbn.runtime import get_num_threads, resolve_threads
 
-_INFERENCE = by_dtype(_core.inference)
-_JVP = by_dtype(_core.jvp)
-_DOUBLE_BACKWARD = by_dtype(_core.double_backward)
+
+def _rows(cache: BatchNormCache) -> NDArray:
+    return input_rows(cache.x, cache.axis, _check.kernel_dtype(cache.x.dtype))
 
 
 class StagedGradients(NamedTuple):
@@ -50,13 +51,16 @@ def batch_norm_inference_cache(
     *,
     axis: int | None = None,
     eps: float = 1e-5,
+    residual: ArrayLike | None = None,
+    activation: str | None = None,
 ) -> BatchNormCache:
     """A cache with given statistics, for the derivatives of `batch_norm_inference`.
 
     Parameters
     ----------
-    x, mean, var, gamma, beta, axis, eps
-        As for `batch_norm_inference`; beta only decides whether there is a dbeta.
+    x, mean, var, gamma, beta, axis, eps, residual, activation
+        As for `batch_norm_inference`; without an activation, beta only decides whether there is a
+        dbeta.
 
     Returns
     -------
@@ -74,13 +78,16 @@ def batch_norm_inference_cache(
     mean, var, gamma = _check.population(mean, var, gamma, channels)
     beta = _check.parameter("beta", beta, channels)
     eps = _check.epsilon(eps)
-    rows = input_rows(x, axis, _check.kernel_dtype(x.dtype))
-    stats = fixed_statistics(mean, var)
-    std = np.sqrt(stats[2] + eps)
-    np.divide(1, std, out=stats[3], where=std != 0)  # (3)
+    stats = fixed_statistics(mean, var, channels)
+    stats[3] = inverse_std(stats[2], eps)
     stats.flags.writeable = False
     gamma64 = float64(gamma, copy=True)
-    return BatchNormCache(x, rows, stats, gamma64, gamma, beta, eps, axis, fixed=True)
+    relu = _check.activation(activation)
+    if residual is not None:
+        residual = _check.same_shape("residual", residual, x.shape)
+        residual = computed(residual, _check.result_dtype(x.dtype))
+    options = ForwardOptions(residual=residual, relu=relu, beta=float64(beta, copy=True))
+    return BatchNormCache(x, stats, gamma64, gamma, beta, eps, axis, math.inf, options)
 
 
 def batch_norm_jvp(
@@ -113,7 +120,7 @@ def batch_norm_jvp(
     ValueError, TypeError
         A wrong shape, length or dtype, cache of another type.
     """
-    _check.cache(cache, BatchNormCache)
+    _check.plain_cache(cache, BatchNormCache)
     channels = cache._stats.shape[1]
     x_dot = _check.same_shape("x_dot", x_dot, cache.x.shape)
     gamma_dot = _check.parameter("gamma_dot", gamma_dot, channels)
@@ -122,8 +129,8 @@ def batch_norm_jvp(
     kernel = _check.kernel_dtype(cache.x.dtype)
     target = new_output(cache.x, cache.axis)
     if channels:
-        _JVP[kernel](
-            *(target.rows, input_rows(x_dot, cache.axis, kernel), cache._rows, cache._stats),
+        _core.jvp(
+            *(target.rows, input_rows(x_dot, cache.axis, kernel), _rows(cache), cache._stats),
             *(cache.count, cache._gamma, float64(gamma_dot), float64(beta_dot), threads),
         )
     return target.finish()
@@ -164,7 +171,7 @@ def batch_norm_double_backward(
     ValueError, TypeError
         A wrong shape, length or dtype, cache of another type.
     """
-    _check.cache(cache, BatchNormCache)
+    _check.plain_cache(cache, BatchNormCache)
     channels = cache._stats.shape[1]
     ddx = _check.same_shape("ddx", ddx, cache.x.shape)
     dy = _check.same_shape("dy", dy, cache.x.shape)
@@ -176,8 +183,8 @@ def batch_norm_double_backward(
     g_gamma = np.empty(channels)
     if channels:
         ddx_rows, dy_rows = (input_rows(a, cache.axis, kernel) for a in (ddx, dy))
-        _DOUBLE_BACKWARD[kernel](
-            *(g_dy.rows, g_x.rows, g_gamma, ddx_rows, dy_rows, cache._rows, cache._stats),
+        _core.double_backward(
+            *(g_dy.rows, g_x.rows, g_gamma, ddx_rows, dy_rows, _rows(cache), cache._stats),
             *(cache.count, cache._gamma, float64(ddgamma), float64(ddbeta), threads),
         )
     return g_dy.finish(), g_x.finish(), gradient(g_gamma, cache._gamma_dtype)
@@ -206,12 +213,11 @@ def batch_norm_backward_staged(
     ValueError, TypeError
         As `batch_norm_backward`.
     """
-    _check.cache(cache, BatchNormCache)
+    _check.plain_cache(cache, BatchNormCache)
     dy = _check.same_shape("dy", dy, cache.x.shape)
     threads = resolve_threads(num_threads)
-    dx, sum_dy_xhat, sum_dy = backward_with_sums(
-        dy, cache, new_output(cache.x, cache.axis), threads
-    )
+    dx = new_array(cache.x)
+    sum_dy_xhat, sum_dy = _passes.backward(dx, None, dy, cache, threads)
     gamma = 1.0 if cache._gamma is None else cache._gamma
     return StagedGradients(
         dx,
@@ -228,9 +234,11 @@ def _scaled(dy: NDArray, cache: BatchNormCache, threads: int) -> NDArray:
     kernel = _check.kernel_dtype(cache.x.dtype)
     target = new_output(cache.x, cache.axis)
     if cache._stats.shape[1]:
-        stats = fixed_statistics(np.zeros_like(cache.mean), np.ones_like(cache.var))
+        stats = fixed_statistics(0, 1, cache._stats.shape[1])
         rows = input_rows(dy, cache.axis, kernel)
-        _INFERENCE[kernel](target.rows, stats, rows, cache._gamma, None, 0.0, threads)
+        _core.inference(
+            *(target.rows, stats, rows, 1, cache._gamma, None, 0.0, None, False, None, threads)
+        )
     return target.finish()
 
 
@@ -252,13 +260,13 @@ def batch_norm_jacobian(cache: BatchNormCache) -> NDArray:
     TypeError
         cache of another type.
     """
-    _check.cache(cache, BatchNormCache)
-    rows, channels = cache._rows.shape
-    kernel = cache._rows.dtype
-    xhat = np.empty((rows, channels), kernel)
+    _check.plain_cache(cache, BatchNormCache)
+    x = _rows(cache)
+    rows, channels = x.shape
+    xhat = np.empty((rows, channels), x.dtype)
     if channels:
-        stats = cache._stats.copy()
-        _INFERENCE[kernel](xhat, stats, cache._rows, None, None, cache.eps, get_num_threads())
+        stats, threads = cache._stats.copy(), get_num_threads()
+        _core.inference(*(xhat, stats, x, 1, None, None, cache.eps, None, False, None, threads))
     scale = cache.invstd if cache._gamma is None else cache._gamma * cache.invstd
     if cache.count == math.inf:
         jacobian = np.zeros((channels, rows, rows))

@@ -1,11 +1,10 @@
-"""The operators on arrays: defaults, allocation, one call down; equations of docs/math.md.
+"""The operators on arrays: defaults, checks, allocation; equations of docs/math.md.
 
-Design: arguments are checked in _check, arrays become (N, D) rows that the kernels take, as views
-where the strides permit and as copies elsewhere, and one compiled call does the work. Per-channel
-arguments travel as float64: D numbers cost nothing beside N x D, and the C core needs one form.
-The usual arguments - plain float32 or float64 rows - go straight to _core, which knows them by a
-few comparisons and declines whatever else it is given: all those checks take longer than a small
-batch.
+Design: arguments are checked in _check, arrays of any strides go to the compiled calls as they are.
+Per-channel arguments travel as float64: D numbers cost nothing beside N x D, and the C core needs
+one form. The usual arguments - plain float32 or float64 rows - go straight to _core, which knows
+them by a few comparisons and declines whatever else it is given: all those checks take longer than
+a small batch.
 """
 
 from __future__ import annotations
@@ -15,41 +14,25 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cbn import _check, _core
-from cbn._arrays import OutputRows, by_dtype, float64, gradient, input_rows, new_output
-from cbn.cache import BatchNormCache
+from cbn import _check, _core, _passes
+from cbn._arrays import computed, float64, gradient, new_array
+from cbn.cache import BatchNormCache, ForwardOptions
 from cbn.runtime import get_num_threads, resolve_threads
-
-_FORWARD = by_dtype(_core.forward)
-_INFERENCE = by_dtype(_core.inference)
-_BACKWARD = by_dtype(_core.backward)
-_INFERENCE_BACKWARD = by_dtype(_core.inference_backward)
 
 
 def _plain_threads(num_threads: int) -> bool:
     return type(num_threads) is int and 1 <= num_threads <= 1024
 
 
-def fixed_statistics(mean: NDArray, var: NDArray) -> NDArray[np.float64]:
-    """Given statistics in the form of the C core, which fills in the last row, invstd."""
-    stats = np.zeros((4, mean.shape[0]))
-    stats[0] = mean
-    stats[2] = var
-    return stats
-
-
-def backward_with_sums(
-    dy: NDArray, cache: BatchNormCache, target: OutputRows, threads: int
-) -> tuple[NDArray, NDArray[np.float64], NDArray[np.float64]]:
-    """dx, and the sums of dy * xhat and of dy in float64; the arguments have been checked."""
-    sum_dy_xhat, sum_dy = np.empty((2, cache._stats.shape[1]))
-    if sum_dy.size:
-        kernel = _check.kernel_dtype(cache.x.dtype)
-        _BACKWARD[kernel](
-            *(target.rows, sum_dy_xhat, sum_dy, input_rows(dy, cache.axis, kernel), cache._rows),
-            *(cache._stats, cache.count, cache._gamma, threads),
-        )
-    return target.finish(), sum_dy_xhat, sum_dy
+def _output(
+    out: NDArray | None, like: NDArray, may_be: dict[str, NDArray], **others: NDArray | None
+) -> NDArray:
+    """Where a result of x's shape goes; `may_be` may be overwritten entirely."""
+    if out is None:
+        return new_array(like)
+    _check.output(out, like.shape, _check.result_dtype(like.dtype))
+    _check.overlap(out, may_be, **others)
+    return out
 
 
 def batch_norm_forward(
@@ -81,11 +64,21 @@ def batch_norm_forward(
     eps : float
         Added to the variance, finite and >= 0. A channel with var == 0 and eps == 0 has
         invstd = 0.
-    mask, sample_weight, virtual_batch_size, residual, activation
-        Not available in this version.
+    mask : array_like of bool, optional
+        True where x counts; broadcastable to x without its channel axis. Other cells are never
+        read, and y is 0 there. Nothing but masked cells gives zeros.
+    sample_weight : array_like, optional
+        Weights >= 0 of x in the statistics, broadcastable as mask: mean = sum(w x) / sum(w).
+    virtual_batch_size : int, optional
+        Normalize so many entries of axis 0 at a time by themselves (ghost batches), the last ones
+        as they come; the cache's statistics are still those of the whole batch.
+    residual : array_like, x's shape, optional
+        Added to y, before the activation.
+    activation : {None, "relu"}
+        y = max(0, y); backward recomputes the sign and needs no mask.
     out : ndarray, optional
-        Where to put y: of x's shape and y's dtype, writable; x itself is allowed (x is then
-        copied for the cache).
+        Where to put y: of x's shape and y's dtype, writable. With x itself, backward works from y:
+        gamma must not have a zero, and there can be no activation, residual or sample_weight.
     num_threads : int, optional
         Threads for this call, see `get_num_threads`.
 
@@ -128,14 +121,7 @@ def batch_norm_forward(
         if plain is not None:
             y, stats = plain
             gamma64 = None if gamma is None else stats[4]
-            return y, BatchNormCache(x, x, stats, gamma64, gamma, beta, eps, 1)
-    _check.not_yet(
-        mask=mask,
-        sample_weight=sample_weight,
-        virtual_batch_size=virtual_batch_size,
-        residual=residual,
-        activation=activation,
-    )
+            return y, BatchNormCache(x, stats, gamma64, gamma, beta, eps, 1, x.shape[0])
     x = _check.real_array("x", x)
     axis = _check.batch(x, axis)
     channels = x.shape[axis]
@@ -143,22 +129,27 @@ def batch_norm_forward(
     beta = _check.parameter("beta", beta, channels)
     eps = _check.epsilon(eps)
     threads = resolve_threads(num_threads)
-    kernel = _check.kernel_dtype(x.dtype)
-    if out is None:
-        target = new_output(x, axis)
-    else:
-        _check.output(out, x.shape, _check.result_dtype(x.dtype))
-        _check.overlap(out, {"x": x}, gamma=gamma, beta=beta)
-        if np.may_share_memory(out, x):
-            x = x.copy(order="K")
-        target = OutputRows(out, axis, kernel)
-    stats = np.empty((4, channels))
-    rows = input_rows(x, axis, kernel)
-    gamma64 = float64(gamma, copy=True)
-    if channels:
-        _FORWARD[kernel](target.rows, stats, rows, gamma64, float64(beta), eps, threads)
-    stats.flags.writeable = False
-    return target.finish(), BatchNormCache(x, rows, stats, gamma64, gamma, beta, eps, axis)
+    relu = _check.activation(activation)
+    if residual is not None:
+        residual = _check.same_shape("residual", residual, x.shape)
+        residual = computed(residual, _check.result_dtype(x.dtype))
+    mask = _check.mask(mask, x.shape, axis)
+    weight = _check.sample_weight(sample_weight, mask, x.shape, axis)
+    size = _check.virtual_batch_size(virtual_batch_size, axis)
+    y = _output(
+        *(out, x, {"x": x}),
+        **{"gamma": gamma, "beta": beta, "residual": residual, "mask": mask},
+    )
+    in_place = out is not None and _check.same_memory(out, x)
+    if in_place:
+        _check.reversible(gamma, relu, residual, weight)
+    call = _passes.Call(gamma, beta, float64(gamma, copy=True), eps, axis, threads)
+    positions = _passes.positions_of(mask)
+    beta64 = float64(beta, copy=True)
+    options = ForwardOptions(mask, positions, weight, residual, relu, beta64, in_place)
+    if size is None or size >= x.shape[0]:
+        return y, _passes.forward(y, x, call, options)
+    return y, _passes.forward_of_groups(y, x, call, size, options)
 
 
 def batch_norm_backward(
@@ -167,7 +158,7 @@ def batch_norm_backward(
     *,
     out: NDArray | None = None,
     num_threads: int | None = None,
-) -> tuple[NDArray, NDArray | None, NDArray | None]:
+) -> tuple[NDArray | None, ...]:
     """Gradients of a training forward call, in closed form, equation (16).
 
     Parameters
@@ -188,6 +179,8 @@ def batch_norm_backward(
         Of x's shape and y's dtype; `out` itself if given. 0 for N = 1.
     dgamma, dbeta : ndarray of shape (D,), or None
         In the dtype of gamma and beta; None for a parameter that was not given.
+    dresidual : ndarray
+        Only after a forward call with a residual; as dx.
 
     Raises
     ------
@@ -197,8 +190,8 @@ def batch_norm_backward(
         cache of another type, dy of a complex, object or string dtype.
     """
     _check.cache(cache, BatchNormCache)
-    x = cache.x
-    if cache._rows is x and (num_threads is None or _plain_threads(num_threads)):
+    x, options = cache.x, cache._options
+    if options.plain and cache.axis == 1 and (num_threads is None or _plain_threads(num_threads)):
         plain = _core.plain_backward(
             *(dy, x, cache._stats, cache.count, cache._gamma, cache.gamma),
             *(cache._gamma_dtype, cache._beta_dtype, out, num_threads or get_num_threads),
@@ -207,15 +200,14 @@ def batch_norm_backward(
             return plain
     dy = _check.same_shape("dy", dy, x.shape)
     threads = resolve_threads(num_threads)
-    kernel = _check.kernel_dtype(x.dtype)
-    if out is None:
-        target = new_output(x, cache.axis)
-    else:
-        _check.output(out, x.shape, _check.result_dtype(x.dtype))
-        _check.overlap(out, {"dy": dy, "x": x}, gamma=cache.gamma)
-        target = OutputRows(out, cache.axis, kernel)
-    dx, dgamma, dbeta = backward_with_sums(dy, cache, target, threads)
-    return dx, gradient(dgamma, cache._gamma_dtype), gradient(dbeta, cache._beta_dtype)
+    may_be = {"dy": dy} if options.residual is not None else {"dy": dy, "x": x}
+    others = {} if "x" in may_be else {"x": x, "residual": options.residual}
+    dx = _output(out, x, may_be, gamma=cache.gamma, **others)
+    dresidual = None if options.residual is None else new_array(x)
+    sums = _passes.backward(dx, dresidual, dy, cache, threads)
+    dgamma = gradient(sums.dy_xhat, cache._gamma_dtype)
+    dbeta = gradient(sums.dy, cache._beta_dtype)
+    return (dx, dgamma, dbeta) if dresidual is None else (dx, dgamma, dbeta, dresidual)
 
 
 def batch_norm_inference(
@@ -243,7 +235,7 @@ def batch_norm_inference(
     gamma, beta : array_like, shape (D,), optional
         Scale and shift; ones and zeros when not given.
     residual, activation
-        Not available in this version.
+        As for `batch_norm_forward`.
 
     Returns
     -------
@@ -266,7 +258,6 @@ def batch_norm_inference(
         )
         if plain is not None:
             return plain
-    _check.not_yet(residual=residual, activation=activation)
     x = _check.real_array("x", x)
     axis = _check.batch(x, axis)
     channels = x.shape[axis]
@@ -274,18 +265,17 @@ def batch_norm_inference(
     beta = _check.parameter("beta", beta, channels)
     eps = _check.epsilon(eps)
     threads = resolve_threads(num_threads)
-    kernel = _check.kernel_dtype(x.dtype)
-    if out is None:
-        target = new_output(x, axis)
-    else:
-        _check.output(out, x.shape, _check.result_dtype(x.dtype))
-        _check.overlap(out, {"x": x}, mean=mean, var=var, gamma=gamma, beta=beta)
-        target = OutputRows(out, axis, kernel)
+    relu = _check.activation(activation)
+    if residual is not None:
+        residual = _check.same_shape("residual", residual, x.shape)
+        residual = computed(residual, _check.result_dtype(x.dtype))
+    may_be = {"x": x} if residual is None else {"x": x, "residual": residual}
+    y = _output(out, x, may_be, mean=mean, var=var, gamma=gamma, beta=beta)
     if channels:
-        stats = fixed_statistics(mean, var)
-        rows = input_rows(x, axis, kernel)
-        _INFERENCE[kernel](target.rows, stats, rows, float64(gamma), float64(beta), eps, threads)
-    return target.finish()
+        call = _passes.Call(gamma, beta, float64(gamma), eps, axis, threads)
+        stats = _passes.fixed_statistics(mean, var, channels)
+        _passes.inference(y, x, stats, call, residual, relu)
+    return y
 
 
 def batch_norm_inference_backward(
@@ -340,20 +330,35 @@ def batch_norm_inference_backward(
     mean, var, gamma = _check.population(mean, var, gamma, channels)
     eps = _check.epsilon(eps)
     threads = resolve_threads(num_threads)
-    kernel = _check.kernel_dtype(x.dtype)
-    if out is None:
-        target = new_output(x, axis)
-    else:
-        _check.output(out, x.shape, _check.result_dtype(x.dtype))
-        _check.overlap(out, {"dy": dy, "x": x}, mean=mean, var=var, gamma=gamma)
-        target = OutputRows(out, axis, kernel)
+    dx = _output(out, x, {"dy": dy, "x": x}, mean=mean, var=var, gamma=gamma)
     dgamma, dbeta = np.empty((2, channels))
     if channels:
-        stats = fixed_statistics(mean, var)
-        dy_rows, x_rows = input_rows(dy, axis, kernel), input_rows(x, axis, kernel)
-        _INFERENCE_BACKWARD[kernel](
-            target.rows, dgamma, dbeta, stats, dy_rows, x_rows, float64(gamma), eps, threads
-        )
+        stats = _passes.fixed_statistics(mean, var, channels)
+        call = _passes.Call(gamma, None, float64(gamma), eps, axis, threads)
+        _passes.inference_backward(dx, dgamma, dbeta, stats, dy, x, call)
     gamma_dtype = None if gamma is None else _check.result_dtype(gamma.dtype)
-    dx = target.finish()
     return dx, gradient(dgamma, gamma_dtype), gradient(dbeta, gamma_dtype or dx.dtype)
+
+
+def lengths_to_mask(lengths: ArrayLike, max_length: int | None = None) -> NDArray[np.bool_]:
+    """The mask of padded sequences: True in the first lengths[n] cells of row n.
+
+    Parameters
+    ----------
+    lengths : array_like of integers, shape (N,)
+    max_length : int, optional
+        Cells of a row; the longest of the lengths when not given.
+
+    Returns
+    -------
+    ndarray of bool, shape (N, max_length)
+
+    Raises
+    ------
+    ValueError
+        Negative lengths, or longer ones than max_length.
+    TypeError
+        Lengths that are not integers, or not 1-D.
+    """
+    lengths, max_length = _check.lengths(lengths, max_length)
+    return np.arange(max_length) < lengths[:, None]

@@ -26,6 +26,43 @@ void cbn_channels_merge_moments(double *base, double *offset, double *m2, const 
     }
 }
 
+/* A binary tree over halves. What an odd number leaves out at a level is merged into `rest`. */
+void cbn_channels_merge_run(double *base, double *offset, double *m2, ptrdiff_t n, ptrdiff_t count)
+{
+    double rest[3] = {0};
+    ptrdiff_t rest_n = 0;
+    for (; count > 1; count /= 2, n *= 2) {
+        const ptrdiff_t half = count / 2, odd = count - 1;
+        if (count % 2 == 1 && rest_n == 0) {
+            rest[0] = base[odd];
+            rest[1] = offset[odd];
+            rest[2] = m2[odd];
+            rest_n = n;
+        } else if (count % 2 == 1) {
+            cbn_channels_merge_moments(&rest[0], &rest[1], &rest[2], &base[odd], &offset[odd],
+                                       &m2[odd], rest_n, n, 1);
+            rest_n += n;
+        }
+        cbn_channels_merge_moments(base, offset, m2, base + half, offset + half, m2 + half, n, n,
+                                   half);
+    }
+    if (rest_n > 0) {
+        cbn_channels_merge_moments(base, offset, m2, &rest[0], &rest[1], &rest[2], n, rest_n, 1);
+    }
+}
+
+void cbn_channels_add_run(double *sum, ptrdiff_t count)
+{
+    double rest = 0;
+    for (; count > 1; count /= 2) {
+        if (count % 2 == 1) {
+            rest += sum[count - 1];
+        }
+        cbn_channels_add(sum, sum + count / 2, count / 2);
+    }
+    sum[0] += rest;
+}
+
 void cbn_channels_add(double *sum, const double *other, ptrdiff_t count)
 {
     for (ptrdiff_t j = 0; j < count; ++j) {
@@ -56,15 +93,16 @@ void cbn_channels_invstd(double *invstd, const double *var, double eps, ptrdiff_
 #define SCALE_UP 0x1p600
 
 int cbn_channels_scaled_statistics(double *mean, double *mean_low, double *var, double *invstd,
-                                   double eps, const char *x, ptrdiff_t stride, ptrdiff_t rows)
+                                   double eps, double (*value)(const void *x, ptrdiff_t row),
+                                   const void *x, ptrdiff_t rows)
 {
     double sum = 0, low = 0, high, error;
     for (ptrdiff_t r = 0; r < rows; ++r) {
-        const double value = *(const double *)(x + r * stride);
-        if (value - value != 0) {
+        const double element = value(x, r);
+        if (element - element != 0) {
             return 0;
         }
-        two_sum(&high, &error, sum, value * SCALE_DOWN);
+        two_sum(&high, &error, sum, element * SCALE_DOWN);
         sum = high;
         low += error;
     }
@@ -72,7 +110,7 @@ int cbn_channels_scaled_statistics(double *mean, double *mean_low, double *var, 
     const double scaled = (sum + low) / (double)rows;
     double rest = 0, squares = 0, squares_low = 0;
     for (ptrdiff_t r = 0; r < rows; ++r) {
-        const double d = *(const double *)(x + r * stride) * SCALE_DOWN - scaled;
+        const double d = value(x, r) * SCALE_DOWN - scaled;
         rest += d;
         two_sum(&high, &error, squares, d * d);
         squares = high;

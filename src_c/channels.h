@@ -11,6 +11,12 @@ void cbn_channels_merge_moments(double *base, double *offset, double *m2, const 
                                 const double *offset2, const double *m2_2, ptrdiff_t n1,
                                 ptrdiff_t n2, ptrdiff_t count);
 
+/* Merge the moments of `count` runs of n rows each into the first. */
+void cbn_channels_merge_run(double *base, double *offset, double *m2, ptrdiff_t n, ptrdiff_t count);
+
+/* Add `count` sums into the first. */
+void cbn_channels_add_run(double *sum, ptrdiff_t count);
+
 void cbn_channels_add(double *sum, const double *other, ptrdiff_t count);
 
 /* mean + mean_low = base + offset exactly, var = m2 / rows. */
@@ -22,9 +28,11 @@ void cbn_channels_statistics(double *mean, double *mean_low, double *var, const 
 void cbn_channels_invstd(double *invstd, const double *var, double eps, ptrdiff_t count);
 
 /* Statistics of one float64 channel by scaled arithmetic, for squares past the range of float64.
+ * value(x, row) is the channel's value in a row.
  * Returned: 0, and nothing written, if the channel has a value that is not finite. */
 int cbn_channels_scaled_statistics(double *mean, double *mean_low, double *var, double *invstd,
-                                   double eps, const char *x, ptrdiff_t stride, ptrdiff_t rows);
+                                   double eps, double (*value)(const void *x, ptrdiff_t row),
+                                   const void *x, ptrdiff_t rows);
 
 /* scale = gamma * invstd; gamma NULL means ones. */
 void cbn_channels_scale(double *scale, const double *gamma, const double *invstd, ptrdiff_t count);

@@ -23,8 +23,8 @@ static int system_saves(unsigned state)
 
 static int cpu_has_avx2(void)
 {
-    const unsigned fma = 1u << 12, avx2 = 1u << 5;
-    return system_saves(0x6) && has(1, 2, fma) && has(7, 1, avx2);
+    const unsigned fma = 1u << 12, f16c = 1u << 29, avx2 = 1u << 5;
+    return system_saves(0x6) && has(1, 2, fma | f16c) && has(7, 1, avx2);
 }
 
 static int cpu_has_avx512(void)
@@ -36,7 +36,8 @@ static int cpu_has_avx512(void)
 static int cpu_has_avx2(void)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
 }
 
 static int cpu_has_avx512(void)

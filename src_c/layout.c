@@ -1,58 +1,91 @@
 #include "layout.h"
 
-/* The axes first..last-1 as one axis: axes of size 1 step over nothing, and each other axis must
- * step exactly over the ones inside it. A size 0 anywhere makes the strides meaningless. */
-static cbn_status collapse(ptrdiff_t *size, ptrdiff_t *stride, const ptrdiff_t *shape,
-                           const ptrdiff_t *strides, int first, int last)
+#include <stdint.h>
+
+/* Axis by axis: one of size 1 steps over nothing, and one that steps exactly over the axis before
+ * it in memory is one with it. */
+static void append(cbn_array *array, ptrdiff_t size, ptrdiff_t stride)
 {
-    *size = 1;
-    *stride = 0;
-    int empty = 0;
-    for (int i = last - 1; i >= first; --i) {
-        if (shape[i] < 0) {
-            return CBN_ERROR_SHAPE;
-        }
-        empty |= shape[i] == 0;
-        if (shape[i] == 1 || empty) {
-            continue;
-        }
-        if (*size == 1) {
-            *stride = strides[i];
-        } else if (strides[i] != *size * *stride) {
-            return CBN_ERROR_LAYOUT;
-        }
-        *size *= shape[i];
+    const int last = array->dims - 1;
+    if (size == 1) {
+        return;
     }
-    if (empty) {
-        *size = 0;
+    if (array->dims > 0 && array->strides[last] == size * stride) {
+        array->shape[last] *= size;
+        array->strides[last] = stride;
+        return;
     }
-    return CBN_OK;
+    array->shape[array->dims] = size;
+    array->strides[array->dims] = stride;
+    ++array->dims;
 }
 
 cbn_status cbn_set_view(cbn_array *array, int ndim, const ptrdiff_t *shape,
                         const ptrdiff_t *strides, int axis)
 {
-    if (axis < 0 || axis >= ndim || shape[axis] < 0) {
+    if (ndim > CBN_MAX_DIMS || axis < 0 || axis >= ndim) {
         return CBN_ERROR_SHAPE;
     }
-    const cbn_status status =
-        collapse(&array->outer, &array->outer_stride, shape, strides, 0, axis);
-    if (status != CBN_OK) {
-        return status;
-    }
+    array->outer = array->inner = 1;
     array->channels = shape[axis];
     array->channel_stride = strides[axis];
-    return collapse(&array->inner, &array->inner_stride, shape, strides, axis + 1, ndim);
+    array->dims = 0;
+    for (int i = 0; i < ndim; ++i) {
+        if (shape[i] < 0) {
+            return CBN_ERROR_SHAPE;
+        }
+        if (i != axis) {
+            *(i < axis ? &array->outer : &array->inner) *= shape[i];
+            append(array, shape[i], strides[i]);
+        }
+    }
+    if (array->dims == 0) {
+        array->shape[0] = 1;
+        array->strides[0] = 0;
+        array->dims = 1;
+    }
+    return CBN_OK;
 }
 
-cbn_status cbn_check_rows(const cbn_array *array, size_t itemsize)
+int cbn_is_native(const cbn_array *array, size_t itemsize)
+{
+    uintptr_t any = (uintptr_t)array->data | (uintptr_t)array->channel_stride;
+    for (int i = 0; i < array->dims; ++i) {
+        any |= (uintptr_t)array->strides[i];
+    }
+    const int computed = array->dtype == CBN_FLOAT32 || array->dtype == CBN_FLOAT64;
+    return computed && !array->swapped && any % itemsize == 0;
+}
+
+int cbn_is_plain_rows(const cbn_array *array, size_t itemsize)
 {
     const int adjacent = array->channels == 1 || array->channel_stride == (ptrdiff_t)itemsize;
-    return array->inner == 1 && adjacent ? CBN_OK : CBN_ERROR_LAYOUT;
+    return array->inner == 1 && array->dims == 1 && adjacent && cbn_is_native(array, itemsize);
 }
 
 int cbn_same_form(const cbn_array *a, const cbn_array *b)
 {
     return a->outer == b->outer && a->channels == b->channels && a->inner == b->inner &&
            a->dtype == b->dtype;
+}
+
+ptrdiff_t cbn_positions(const cbn_array *array) { return array->outer * array->inner; }
+
+ptrdiff_t cbn_offset(const cbn_array *array, ptrdiff_t position, ptrdiff_t *run, ptrdiff_t *step)
+{
+    const int last = array->dims - 1;
+    ptrdiff_t offset = 0;
+    for (int i = last; i > 0; --i) {
+        const ptrdiff_t index = position % array->shape[i];
+        position /= array->shape[i];
+        offset += index * array->strides[i];
+        if (i == last) {
+            *run = array->shape[i] - index;
+        }
+    }
+    if (last == 0) {
+        *run = array->shape[0] - position;
+    }
+    *step = array->strides[last];
+    return offset + position * array->strides[0];
 }

@@ -1,14 +1,22 @@
-/* Which arrays the drivers take. Shapes and strides only, no arithmetic on elements. */
+/* Where elements lie. Shapes and strides only, no arithmetic on elements. */
 #ifndef CBN_LAYOUT_H
 #define CBN_LAYOUT_H
 
 #include "cbn.h"
 
-/* CBN_OK when the array is rows of adjacent channels of `itemsize` bytes: S == 1, any row stride.
- */
-cbn_status cbn_check_rows(const cbn_array *array, size_t itemsize);
+/* Rows of adjacent channels of `itemsize` bytes that kernels take as they lie: S == 1, one row
+ * stride, native and aligned float32 or float64. */
+int cbn_is_plain_rows(const cbn_array *array, size_t itemsize);
+
+/* Elements that can be read in place, if they touch. */
+int cbn_is_native(const cbn_array *array, size_t itemsize);
 
 /* Equal sizes and dtype. */
 int cbn_same_form(const cbn_array *a, const cbn_array *b);
+
+ptrdiff_t cbn_positions(const cbn_array *array);
+
+/* Byte offset of a position in channel 0; `run` positions from there on step by `step` bytes. */
+ptrdiff_t cbn_offset(const cbn_array *array, ptrdiff_t position, ptrdiff_t *run, ptrdiff_t *step);
 
 #endif

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "channels.h"
 #include "dispatch.h"
@@ -12,47 +13,116 @@
 #define IN_ORDER_BYTES (8 << 20)
 #define STREAM_BYTES (16 << 20)
 
-cbn_input input_of(const cbn_array *array) { return (cbn_input){array->data, array->outer_stride}; }
-
-cbn_output output_of(cbn_array *array) { return (cbn_output){array->data, array->outer_stride}; }
-
 static int is_left_over(const operation *op, cbn_place at) { return at.chunk == op->work.chunks; }
 
-cbn_tile tile_of(const operation *op, cbn_place at)
+static void piece_of_rows(const operation *op, cbn_place at, cbn_piece *piece)
 {
     const cbn_work *const w = &op->work;
     const ptrdiff_t first = at.chunk * w->chunk_rows;
-    return (cbn_tile){.rows = is_left_over(op, at) ? w->left_over
-                                                   : cbn_work_chunk_end(w, at.chunk) - first,
-                      .cols = at.columns,
-                      .work = at.work,
-                      .slot_bytes = w->slot_bytes,
-                      .in_order = op->in_order,
-                      .stream = op->stream};
+    if (is_left_over(op, at)) {
+        piece->position = w->rows - w->left_over;
+        piece->step = 1;
+        piece->tile.rows = w->left_over;
+    } else {
+        piece->position = first * w->lanes;
+        piece->step = w->lanes;
+        piece->tile.rows = cbn_work_chunk_end(w, at.chunk) - first;
+    }
+    piece->at = at;
+    piece->column = at.column;
+    piece->tile.cols = at.columns;
 }
 
-static ptrdiff_t byte_offset(const operation *op, ptrdiff_t stride, cbn_place at)
+static void piece_of_runs(const operation *op, cbn_place at, int map, cbn_piece *piece)
 {
     const cbn_work *const w = &op->work;
-    const ptrdiff_t row =
-        is_left_over(op, at) ? w->rows - w->left_over : at.chunk * w->chunk_rows * w->lanes;
-    return (row + at.column / w->channels) * stride +
-           at.column % w->channels * (ptrdiff_t)op->kernels->itemsize;
+    const ptrdiff_t before = piece->parts / 2 * w->group, left = at.columns - before;
+    const ptrdiff_t channel = at.column + before, group = left < w->group ? left : w->group;
+    const ptrdiff_t first = at.chunk * w->chunk_rows;
+    if (piece->parts % 2 == 0) {
+        piece->position = first * w->run;
+        piece->step = w->run;
+        piece->tile.rows = cbn_work_chunk_end(w, at.chunk) - first;
+        piece->tile.cols = group * w->run;
+    } else {
+        const ptrdiff_t left_over = at.chunk + 1 == w->chunks ? w->run_left_over : 0;
+        piece->position = w->rows - left_over;
+        piece->step = 1;
+        piece->tile.rows = map ? left_over > 0 : left_over;
+        piece->tile.cols = map ? left_over : 1;
+    }
+    piece->at = (cbn_place){at.chunk, channel, group, at.work};
+    piece->column = channel * w->run;
 }
 
-static ptrdiff_t row_stride(const operation *op, ptrdiff_t stride, cbn_place at)
+int next_piece(const operation *op, cbn_place at, int map, cbn_piece *piece)
 {
-    return is_left_over(op, at) ? stride : stride * op->work.lanes;
+    piece->tile = (cbn_tile){.work = at.work,
+                             .slot_bytes = op->work.slot_bytes,
+                             .in_order = op->in_order,
+                             .stream = op->stream};
+    const ptrdiff_t group = op->work.group;
+    const ptrdiff_t parts = op->work.run == 1 ? 1 : 2 * ((at.columns + group - 1) / group);
+    while (piece->parts < parts) {
+        if (op->work.run == 1) {
+            piece_of_rows(op, at, piece);
+        } else {
+            piece_of_runs(op, at, map, piece);
+        }
+        ++piece->parts;
+        if (piece->tile.rows > 0) {
+            return 1;
+        }
+    }
+    return 0;
 }
 
-cbn_input input_at(const operation *op, cbn_input in, cbn_place at)
+/* Also of an operand that there is not. */
+cbn_output output_of(const operation *op, int which, const cbn_piece *piece)
 {
-    return (cbn_input){in.data + byte_offset(op, in.stride, at), row_stride(op, in.stride, at)};
+    const operand *const o = &op->operands[which];
+    if (o->array == NULL) {
+        return (cbn_output){.data = NULL};
+    }
+    if (!op->plain && o->access.dense && o->array->dims == 2) {
+        const ptrdiff_t stride = o->array->strides[0], image = piece->position / op->work.run;
+        const ptrdiff_t column = piece->column * (ptrdiff_t)op->kernels->itemsize;
+        return (cbn_output){.data = (char *)o->array->data + image * stride + column,
+                            .stride = stride};
+    }
+    if (!op->plain) {
+        return (cbn_output){.access = &o->access.access,
+                            .stride = piece->step,
+                            .position = piece->position,
+                            .channel = piece->column};
+    }
+    const ptrdiff_t channels = op->work.channels, stride = o->array->strides[0];
+    const ptrdiff_t row = piece->position + piece->column / channels;
+    const ptrdiff_t column = piece->column % channels * (ptrdiff_t)op->kernels->itemsize;
+    return (cbn_output){.data = (char *)o->array->data + row * stride + column,
+                        .stride = stride * piece->step};
 }
 
-cbn_output output_at(const operation *op, cbn_output out, cbn_place at)
+cbn_input input_of(const operation *op, int which, const cbn_piece *piece)
 {
-    return (cbn_output){out.data + byte_offset(op, out.stride, at), row_stride(op, out.stride, at)};
+    const cbn_output o = output_of(op, which, piece);
+    return (cbn_input){o.data, o.stride, o.access, o.position, o.channel};
+}
+
+double value_of_x(const operation *op, ptrdiff_t position, ptrdiff_t channel)
+{
+    const operand *const x = &op->operands[X];
+    const ptrdiff_t column = channel * op->work.run;
+    double value;
+    if (op->plain) {
+        const cbn_array *const a = x->array;
+        memcpy(&value,
+               (const char *)a->data + position * a->strides[0] + channel * a->channel_stride,
+               sizeof value);
+    } else {
+        x->access.access.read(&x->access.access, &value, position, column, 1);
+    }
+    return value;
 }
 
 double *partial_at(const operation *op, ptrdiff_t chunk, int k, cbn_place at)
@@ -81,6 +151,34 @@ cbn_channels channels_at(const operation *op, cbn_place at)
                           .along_one = invstd};
 }
 
+/* Scratch of the operation itself. */
+static double *run_array(const operation *op, const cbn_piece *piece, int i)
+{
+    return (double *)(void *)((char *)piece->at.work +
+                              (size_t)(CBN_KERNEL_WORK_ARRAYS + i) * op->work.slot_bytes);
+}
+
+void spread_over_run(const operation *op, const cbn_piece *piece, cbn_channels *channels)
+{
+    const double **const fields[] = {&channels->mean,  &channels->mean_low,   &channels->invstd,
+                                     &channels->scale, &channels->along_xhat, &channels->along_one};
+    enum { FIELDS = sizeof fields / sizeof fields[0] };
+    const double *given[FIELDS];
+    for (int i = 0; op->work.run > 1 && i < FIELDS; ++i) {
+        int same = 0;
+        given[i] = *fields[i];
+        while (given[same] != given[i]) {
+            ++same;
+        }
+        double *const columns = run_array(op, piece, DOUBLE_SUMS + same);
+        const ptrdiff_t run = piece->tile.cols / piece->at.columns;
+        for (ptrdiff_t j = 0; same == i && j < piece->at.columns; ++j) {
+            cbn_channels_copy(columns + j * run, NULL, given[i][j], run);
+        }
+        *fields[i] = columns;
+    }
+}
+
 void take_statistics(const operation *op, cbn_place at)
 {
     const cbn_statistics *const s = &op->statistics;
@@ -105,23 +203,76 @@ void spread_to_lanes(const operation *op, cbn_place at)
     }
 }
 
+static void merge_values(const operation *op, double *const to[], double *const from[],
+                         ptrdiff_t n1, ptrdiff_t n2, ptrdiff_t count)
+{
+    if (op->partials == MOMENTS) {
+        cbn_channels_merge_moments(to[0], to[1], to[2], from[0], from[1], from[2], n1, n2, count);
+        return;
+    }
+    for (int k = 0; k < op->partials; ++k) {
+        cbn_channels_add(to[k], from[k], count);
+    }
+}
+
+/* Merge a channel's run into its first column, and that into its partial results. */
+static void take_run(const operation *op, const cbn_piece *piece, double *const results[],
+                     double *const partial[], ptrdiff_t rows, ptrdiff_t run)
+{
+    if (op->partials == MOMENTS) {
+        cbn_channels_merge_run(results[0], results[1], results[2], rows, run);
+    } else {
+        for (int k = 0; k < op->partials; ++k) {
+            cbn_channels_add_run(results[k], run);
+        }
+    }
+    if (piece->step == 1) { /* what is left over */
+        const cbn_work *const w = &op->work;
+        const ptrdiff_t first = piece->at.chunk * w->chunk_rows * w->run;
+        merge_values(op, partial, results, piece->position - first, rows, 1);
+        return;
+    }
+    for (int k = 0; k < op->partials; ++k) {
+        *partial[k] = *results[k];
+    }
+}
+
+void reduce_place(const operation *op, cbn_place at, cbn_reduction kernel)
+{
+    double *results[DOUBLE_SUMS], *partial[DOUBLE_SUMS];
+    for (cbn_piece piece = {.parts = 0}; next_piece(op, at, 0, &piece);) {
+        for (int k = 0; k < op->partials; ++k) {
+            partial[k] = partial_at(op, at.chunk, k, piece.at);
+            results[k] = op->work.run == 1 ? partial[k] : run_array(op, &piece, k);
+        }
+        kernel(op, &piece, results);
+        if (op->work.run == 1) {
+            continue;
+        }
+        const ptrdiff_t rows = piece.tile.rows, run = piece.tile.cols / piece.at.columns;
+        for (ptrdiff_t j = 0; j < piece.at.columns; ++j) {
+            take_run(op, &piece, results, partial, rows, run);
+            for (int k = 0; k < op->partials; ++k) {
+                results[k] += run;
+                ++partial[k];
+            }
+        }
+    }
+}
+
 /* Merge `count` columns of chunk `from` at a distance of `lanes_away` channels, n2 rows, into those
  * of chunk `to`, n1 rows. */
 static void merge(const operation *op, ptrdiff_t to, ptrdiff_t from, ptrdiff_t lanes_away,
                   ptrdiff_t n1, ptrdiff_t n2, cbn_place at, ptrdiff_t count)
 {
     cbn_place other = at;
+    double *values[DOUBLE_SUMS], *others[DOUBLE_SUMS];
     other.column += lanes_away * op->work.channels;
-    if (op->partials == MOMENTS) {
-        cbn_channels_merge_moments(partial_at(op, to, 0, at), partial_at(op, to, 1, at),
-                                   partial_at(op, to, 2, at), partial_at(op, from, 0, other),
-                                   partial_at(op, from, 1, other), partial_at(op, from, 2, other),
-                                   n1, n2, count);
-        return;
-    }
     for (int k = 0; k < op->partials; ++k) {
-        cbn_channels_add(partial_at(op, to, k, at), partial_at(op, from, k, other), count);
+        values[k] = partial_at(op, to, k, at);
+        others[k] = partial_at(op, from, k, other);
     }
+    merge_values(op, values, others, n1, n2, count);
 }
 
 /* Chunks as a binary tree, then lanes as one, then what is left over: the error grows with the
@@ -133,9 +284,9 @@ void merge_partials(const operation *op, cbn_place at)
     for (ptrdiff_t step = 1; step < w->chunks; step *= 2) {
         for (ptrdiff_t i = 0; i + step < w->chunks; i += 2 * step) {
             const ptrdiff_t last = i + 2 * step - 1 < w->chunks ? i + 2 * step - 1 : w->chunks - 1;
-            const ptrdiff_t middle = cbn_work_chunk_end(w, i + step - 1);
-            merge(op, i, i + step, 0, middle - i * w->chunk_rows,
-                  cbn_work_chunk_end(w, last) - middle, at, at.columns * w->lanes);
+            const ptrdiff_t middle = cbn_work_positions_before_end(w, i + step - 1);
+            merge(op, i, i + step, 0, middle - i * w->chunk_rows * w->run,
+                  cbn_work_positions_before_end(w, last) - middle, at, at.columns * w->lanes);
         }
     }
     for (ptrdiff_t lanes = w->lanes / 2; lanes > 0; lanes /= 2) {
@@ -165,43 +316,47 @@ size_t operation_scratch_size(const cbn_work *w, int partials)
 }
 
 /* Lines of rows can be respected where every row begins alike, lanes only where rows touch. */
-static void fit_to_arrays(operation *op, const cbn_array *const arrays[], int count)
+static void fit_to_arrays(operation *op)
 {
     const ptrdiff_t itemsize = (ptrdiff_t)op->kernels->itemsize;
-    const ptrdiff_t row_bytes = arrays[0]->channels * itemsize;
-    for (int i = 0; i < count && op->work.lanes > 1; ++i) {
-        if (arrays[i]->outer_stride != row_bytes) {
+    const cbn_array *const x = op->operands[X].array;
+    for (int i = 0; i < OPERANDS && op->work.lanes > 1; ++i) {
+        const cbn_array *const array = op->operands[i].array;
+        if (array != NULL && array->strides[0] != x->channels * itemsize) {
             cbn_work_separate_lanes(&op->work);
             return;
         }
     }
-    if (arrays[0]->outer_stride * op->work.lanes % CBN_LINE_BYTES == 0) {
-        cbn_work_align(&op->work,
-                       (ptrdiff_t)((uintptr_t)arrays[0]->data % CBN_LINE_BYTES) / itemsize);
+    if (x->strides[0] * op->work.lanes % CBN_LINE_BYTES == 0) {
+        cbn_work_align(&op->work, (ptrdiff_t)((uintptr_t)x->data % CBN_LINE_BYTES) / itemsize);
     }
 }
 
-cbn_status operation_run(operation *op, const cbn_steps *steps, const cbn_array *const arrays[],
-                         int count, const cbn_resources *resources)
+cbn_status operation_run(operation *op, const cbn_steps *steps, int plain,
+                         const cbn_resources *resources)
 {
-    const cbn_array *const first = arrays[0];
-    if ((int)first->dtype < 0 || first->dtype >= CBN_DTYPE_COUNT) {
+    const cbn_array *const x = op->operands[X].array;
+    const cbn_selection selection = resources->selection;
+    if ((int)x->dtype < 0 || x->dtype >= CBN_DTYPE_COUNT) {
         return CBN_ERROR_DTYPE;
     }
-    op->kernels = cbn_dispatch(first->dtype);
+    op->kernels = cbn_dispatch(x->dtype);
     if (op->kernels == NULL) {
         return CBN_ERROR_ISA_UNSUPPORTED;
     }
-    for (int i = 0; i < count; ++i) {
-        const cbn_status status = cbn_check_rows(arrays[i], op->kernels->itemsize);
-        if (status != CBN_OK) {
-            return status;
-        }
-        if (!cbn_same_form(arrays[i], first)) {
+    op->plain = selection.positions == NULL;
+    for (int i = 0; i < OPERANDS; ++i) {
+        const cbn_array *const array = op->operands[i].array;
+        if (array != NULL && !cbn_same_form(array, x)) {
             return CBN_ERROR_SHAPE;
         }
+        op->plain = op->plain && (array == NULL || cbn_is_plain_rows(array, op->kernels->itemsize));
     }
-    if (first->outer < 1 || first->channels < 0) {
+    if (plain && !op->plain) {
+        return CBN_ERROR_LAYOUT;
+    }
+    const ptrdiff_t rows = selection.positions == NULL ? cbn_positions(x) : selection.count;
+    if (rows < 1 || x->channels < 0) {
         return CBN_ERROR_SHAPE;
     }
     if (!(op->eps >= 0) || isinf(op->eps)) {
@@ -210,22 +365,30 @@ cbn_status operation_run(operation *op, const cbn_steps *steps, const cbn_array 
     if (resources->threads < 1) {
         return CBN_ERROR_THREADS;
     }
-    if (first->channels == 0) {
+    if (x->channels == 0) {
         return CBN_OK;
     }
-    op->work = cbn_work_split(first->outer, first->channels, resources->threads);
+    op->work = cbn_work_split(rows, x->channels, selection.positions == NULL ? x->inner : 1,
+                              resources->threads, op->plain);
     if (resources->scratch == NULL ||
         resources->scratch_size < operation_scratch_size(&op->work, op->partials)) {
         return CBN_ERROR_SCRATCH;
     }
-    fit_to_arrays(op, arrays, count);
-    const double bytes =
-        (double)first->outer * (double)first->channels * (double)op->kernels->itemsize;
+    if (op->plain) {
+        fit_to_arrays(op);
+    }
+    for (int i = 0; i < OPERANDS && !op->plain; ++i) {
+        if (op->operands[i].array != NULL) {
+            op->operands[i].access = cbn_access_to(op->operands[i].array, op->kernels,
+                                                   selection.positions, op->work.run);
+        }
+    }
+    const double bytes = (double)rows * (double)x->channels * (double)op->kernels->itemsize;
     op->in_order = bytes >= IN_ORDER_BYTES;
     op->stream = bytes >= STREAM_BYTES;
     op->work.scratch =
         (char *)resources->scratch + (size_t)(-(uintptr_t)resources->scratch % CBN_LINE_BYTES);
-    op->partial = (double *)(op->work.scratch + cbn_work_scratch(&op->work));
+    op->partial = (double *)(void *)(op->work.scratch + cbn_work_scratch(&op->work));
     op->coefficients = op->partial + partial_size(&op->work, op->partials) / sizeof(double);
     cbn_work_run(&op->work, steps, op);
     return CBN_OK;

@@ -32,6 +32,21 @@
 #define MAX_STRIP 4096
 #define MIN_STRIP 64
 
+/* Runs of an inner axis: long ones for long loops, and enough rows of them to be worth their
+ * merge. Below so many positions a channel costs more than it has, and rows are gathered. */
+#define MAX_RUN 1024
+#define MIN_RUN 32
+#define MIN_RUN_ROWS 32
+#define MIN_POSITIONS 1024
+
+/* Channels of a short inner axis are taken together, so many columns of them; of fewer images their
+ * columns would have too few rows. 32 x 512 x 7 x 7 took 2.9 ns an element channel by channel. */
+#define GROUP_COLUMNS 1024
+#define MIN_IMAGES 16
+
+/* Channels of a strip that stay in the second-level cache from pass to pass, in elements. */
+#define NEAR_ELEMENTS (64 << 10)
+
 static ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return a / b + (a % b != 0); }
 
 /* In floating point, since strides of 0 make rows huge. */
@@ -67,37 +82,92 @@ static ptrdiff_t lanes_of(ptrdiff_t rows, ptrdiff_t channels)
     return lanes;
 }
 
+/* All of a short inner axis; else the longest divisor that serves, so that no run crosses its end;
+ * else a power of two. */
+static ptrdiff_t run_of(ptrdiff_t rows, ptrdiff_t inner)
+{
+    const ptrdiff_t most = rows / MIN_RUN_ROWS < MAX_RUN ? rows / MIN_RUN_ROWS : MAX_RUN;
+    if (inner <= GROUP_COLUMNS && rows / inner >= MIN_IMAGES) {
+        return inner;
+    }
+    for (ptrdiff_t run = most; run >= MIN_RUN; --run) {
+        if (inner % run == 0) {
+            return run;
+        }
+    }
+    ptrdiff_t run = MIN_RUN;
+    while (2 * run <= most) {
+        run *= 2;
+    }
+    return run;
+}
+
 static void set_strips(cbn_work *w, ptrdiff_t strip)
 {
     w->strip = strip;
     w->strips = ceil_div(w->columns, strip);
 }
 
-cbn_work cbn_work_split(ptrdiff_t rows, ptrdiff_t channels, int threads)
+/* Whole strips to a thread where there are several for each, else chunks of single channels. */
+static void split_runs(cbn_work *w, ptrdiff_t inner)
 {
-    cbn_work w = {.rows = rows, .channels = channels, .lanes = lanes_of(rows, channels)};
-    const ptrdiff_t lane_rows = rows / w.lanes;
-    w.columns = w.lanes * channels;
-    w.left_over = rows % w.lanes;
-    w.chunk_rows = chunk_rows_of(lane_rows);
-    w.chunks = ceil_div(lane_rows, w.chunk_rows);
-    w.threads = useful_threads(rows, channels, threads);
-    const int chunks_share_well = w.chunks >= 2 * w.threads || w.chunks == w.threads;
-    w.by_rows = w.lanes > 1 ||
-                (w.threads > 1 && channels < (ptrdiff_t)w.threads * MAX_STRIP && chunks_share_well);
-    ptrdiff_t strips = w.columns > MAX_STRIP ? ceil_div(w.columns, MAX_STRIP) : 1;
-    if (!w.by_rows) {
-        strips = ceil_div(strips, w.threads) * w.threads;
-    } else if (w.threads > w.chunks * strips) {
-        const ptrdiff_t wanted = ceil_div(w.threads, w.chunks), most = w.columns / MIN_STRIP;
+    w->run = run_of(w->rows, inner);
+    w->run_left_over = w->rows % w->run;
+    w->lanes = 1;
+    w->columns = w->channels;
+    w->left_over = 0;
+    w->chunk_rows = chunk_rows_of(w->rows / w->run);
+    w->chunks = ceil_div(w->rows / w->run, w->chunk_rows);
+    w->by_rows = w->threads > 1 && w->channels < 4 * (ptrdiff_t)w->threads;
+    const ptrdiff_t near = NEAR_ELEMENTS / w->rows, share = w->channels / (4 * w->threads);
+    const ptrdiff_t most = near < share ? near : share;
+    w->group = w->run == inner && GROUP_COLUMNS / inner > 1 ? GROUP_COLUMNS / inner : 1;
+    if (w->group > share) {
+        w->group = share > 1 ? share : 1;
+    }
+    set_strips(w, w->by_rows || most < w->group ? w->group : most / w->group * w->group);
+    w->slot_bytes = (size_t)(w->group * w->run + 16) * sizeof(double) + 4096;
+}
+
+static void split_rows(cbn_work *w)
+{
+    w->run = 1;
+    w->run_left_over = 0;
+    w->lanes = lanes_of(w->rows, w->channels);
+    const ptrdiff_t lane_rows = w->rows / w->lanes;
+    w->columns = w->lanes * w->channels;
+    w->left_over = w->rows % w->lanes;
+    w->chunk_rows = chunk_rows_of(lane_rows);
+    w->chunks = ceil_div(lane_rows, w->chunk_rows);
+    const int chunks_share_well = w->chunks >= 2 * w->threads || w->chunks == w->threads;
+    w->by_rows =
+        w->lanes > 1 ||
+        (w->threads > 1 && w->channels < (ptrdiff_t)w->threads * MAX_STRIP && chunks_share_well);
+    ptrdiff_t strips = w->columns > MAX_STRIP ? ceil_div(w->columns, MAX_STRIP) : 1;
+    if (!w->by_rows) {
+        strips = ceil_div(strips, w->threads) * w->threads;
+    } else if (w->threads > w->chunks * strips) {
+        const ptrdiff_t wanted = ceil_div(w->threads, w->chunks), most = w->columns / MIN_STRIP;
         strips = wanted < most ? wanted : most > 1 ? most : 1;
     }
-    set_strips(&w, ceil_div(ceil_div(w.columns > 0 ? w.columns : 1, strips), 16) * 16);
+    set_strips(w, ceil_div(ceil_div(w->columns > 0 ? w->columns : 1, strips), 16) * 16);
+    /* the last strip may be a line longer, and kernels choose where in 4 KiB a slot begins */
+    w->slot_bytes = (size_t)(w->strip + 16) * sizeof(double) + 4096;
+}
+
+cbn_work cbn_work_split(ptrdiff_t rows, ptrdiff_t channels, ptrdiff_t inner, int threads, int plain)
+{
+    cbn_work w = {.rows = rows, .channels = channels};
+    w.threads = useful_threads(rows, channels, threads);
+    w.arrays = plain ? CBN_PLAIN_WORK_ARRAYS : CBN_KERNEL_WORK_ARRAYS + CBN_RUN_ARRAYS;
+    if (inner > 1 && rows >= MIN_POSITIONS) {
+        split_runs(&w, inner);
+    } else {
+        split_rows(&w);
+    }
     if (w.by_rows && w.threads > w.chunks * w.strips) {
         w.threads = (int)(w.chunks * w.strips);
     }
-    /* the last strip may be a line longer, and kernels choose where in 4 KiB a slot begins */
-    w.slot_bytes = (size_t)(w.strip + 16) * sizeof(double) + 4096;
     return w;
 }
 
@@ -107,12 +177,19 @@ void cbn_work_separate_lanes(cbn_work *work) { set_strips(work, work->channels);
 
 size_t cbn_work_scratch(const cbn_work *work)
 {
-    return (size_t)work->threads * CBN_WORK_ARRAYS * work->slot_bytes;
+    return (size_t)work->threads * (size_t)work->arrays * work->slot_bytes;
 }
 
 ptrdiff_t cbn_work_chunk_end(const cbn_work *work, ptrdiff_t chunk)
 {
-    return chunk + 1 < work->chunks ? (chunk + 1) * work->chunk_rows : work->rows / work->lanes;
+    return chunk + 1 < work->chunks ? (chunk + 1) * work->chunk_rows
+                                    : work->rows / (work->lanes * work->run);
+}
+
+ptrdiff_t cbn_work_positions_before_end(const cbn_work *work, ptrdiff_t chunk)
+{
+    const ptrdiff_t left_over = chunk + 1 < work->chunks ? 0 : work->run_left_over;
+    return cbn_work_chunk_end(work, chunk) * work->run + left_over;
 }
 
 typedef struct team {
@@ -123,7 +200,7 @@ typedef struct team {
 
 static void *work_of(const cbn_work *w, int thread)
 {
-    return w->scratch + (size_t)thread * CBN_WORK_ARRAYS * w->slot_bytes;
+    return w->scratch + (size_t)thread * (size_t)w->arrays * w->slot_bytes;
 }
 
 static cbn_place place_of(const cbn_work *w, ptrdiff_t chunk, ptrdiff_t strip, int thread)

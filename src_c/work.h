@@ -9,7 +9,11 @@
  * Columns are channels; but the rows of narrow arrays are taken side by side, `lanes` at a time, as
  * one row of lanes x channels columns, and the lanes of a channel merged in the end, for long
  * loops. Lanes, too, follow from the shape alone. Rows that are left over are one tile more, chunk
- * number `chunks`, of plain rows. */
+ * number `chunks`, of plain rows.
+ *
+ * Arrays with an inner axis (NCHW) are taken channel by channel, `run` adjacent positions of one
+ * channel as a row; what is left over belongs to the last chunk. A column is then a channel, and
+ * the run's partial results are merged before they leave their tile. */
 #ifndef CBN_WORK_H
 #define CBN_WORK_H
 
@@ -22,13 +26,15 @@ typedef struct cbn_place {
 } cbn_place;
 
 typedef struct cbn_work {
-    ptrdiff_t rows, channels;
+    ptrdiff_t rows, channels; /* positions */
     ptrdiff_t lanes, columns, left_over;
-    ptrdiff_t chunk_rows, chunks;  /* of rows / lanes */
+    ptrdiff_t run, run_left_over, group;
+    ptrdiff_t chunk_rows, chunks;  /* of rows / lanes / run */
     ptrdiff_t strip, strips, lead; /* the first strip is `lead` columns shorter */
     int by_rows;                   /* threads share the chunks; otherwise each has whole strips */
     int threads;
-    size_t slot_bytes; /* of one of the CBN_WORK_ARRAYS of a thread */
+    int arrays;        /* of scratch a thread */
+    size_t slot_bytes; /* of one of them */
     char *scratch;     /* cbn_work_scratch() bytes, at a line */
 } cbn_work;
 
@@ -42,8 +48,13 @@ typedef struct cbn_steps {
     cbn_step map;    /* a tile, its channels finished */
 } cbn_steps;
 
-/* Everything but `scratch` and `lead`; fewer threads where they do not pay. */
-cbn_work cbn_work_split(ptrdiff_t rows, ptrdiff_t channels, int threads);
+/* Scratch arrays of an operation of its own: a run's partial results and coefficients. */
+#define CBN_RUN_ARRAYS 12
+
+/* Everything but `scratch` and `lead`; fewer threads where they do not pay. `inner` is S, and the
+ * rows are plain if no array needs access. */
+cbn_work cbn_work_split(ptrdiff_t rows, ptrdiff_t channels, ptrdiff_t inner, int threads,
+                        int plain);
 
 /* Makes strips begin `lead` < 16 columns earlier, where the lines of the rows do. */
 void cbn_work_align(cbn_work *work, ptrdiff_t lead);
@@ -54,8 +65,10 @@ void cbn_work_separate_lanes(cbn_work *work);
 /* Bytes of scratch of all threads. */
 size_t cbn_work_scratch(const cbn_work *work);
 
-/* First row after a chunk, in rows of lanes. */
+/* First row after a chunk, in rows of lanes or runs; and how many positions of a channel lie before
+ * it, in a lane. */
 ptrdiff_t cbn_work_chunk_end(const cbn_work *work, ptrdiff_t chunk);
+ptrdiff_t cbn_work_positions_before_end(const cbn_work *work, ptrdiff_t chunk);
 
 void cbn_work_run(const cbn_work *work, const cbn_steps *steps, const void *operation);
 

@@ -267,16 +267,26 @@ def test_num_threads(function, name, value, error):
 
 
 @pytest.mark.parametrize(
-    ("function", "option"),
+    ("option", "value", "error", "words"),
     [
-        *(("forward", option) for option in ("mask", "sample_weight", "virtual_batch_size")),
-        *((function, option) for function in ("forward", "inference")
-          for option in ("residual", "activation")),
+        ("activation", "tanh", ValueError, ["'relu'", "'tanh'"]),
+        ("residual", np.ones((N, C + 1)), ValueError, [str((N, C)), str((N, C + 1))]),
+        ("mask", np.ones((N,)), TypeError, ["bool", "float64"]),
+        ("mask", np.ones((N + 1,), bool), ValueError, [str((N,)), str((N + 1,))]),
+        ("sample_weight", -np.ones(N), ValueError, [">= 0"]),
+        ("sample_weight", np.full(N, np.nan), ValueError, ["finite"]),
+        ("sample_weight", np.zeros(N), ValueError, ["> 0", "zeros"]),
+        ("virtual_batch_size", 0, ValueError, [">= 1", "0"]),
+        ("virtual_batch_size", 2.0, TypeError, ["integer", "2.0"]),
     ],
-)  # fmt: skip
-def test_an_option_that_is_not_there_yet(function, option):
-    value = {"virtual_batch_size": 2, "activation": "relu"}.get(option, np.ones((N, C)))
-    refused(function, good_arguments(function) | {option: value}, NotImplementedError, option)
+)
+def test_an_option_of_forward(option, value, error, words):
+    refused(
+        "forward",
+        good_arguments("forward") | {option: value},
+        error,
+        rf"^{option}: .*" + ".*".join(map(re.escape, words)),
+    )
 
 
 # out ----------------------------------------------------------------------------------------------

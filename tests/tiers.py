@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 X86_FLAGS = {
-    "avx2": {"avx2", "fma"},
-    "avx512": {"avx2", "fma", *(f"avx512{part}" for part in ("f", "cd", "bw", "dq", "vl"))},
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512": {"avx2", "fma", "f16c", *(f"avx512{part}" for part in ("f", "cd", "bw", "dq", "vl"))},
 }
 
 

@@ -1,5 +1,6 @@
 /* Advanced SIMD on aarch64. */
 #define CBN_ISA neon
+#include "convert.h"
 #include "stream.h"
 
 #include "../kernels/instantiate.h"

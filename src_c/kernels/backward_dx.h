@@ -10,15 +10,15 @@ typedef struct CBN_NAME(dx_work) {
     CBN_WORK *high, *a, *b, *scale;
 } CBN_NAME(dx_work);
 
-/* The first n rows, n and stream being constants of the caller. */
+/* The first n rows, n and stream being constants of the caller; one row where it may be scratch. */
 CBN_INLINE void CBN_NAME(backward_dx_rows)(const CBN_NAME(dx_work) * w, int n, int stream,
                                            cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile)
 {
     const CBN_WORK *const high = w->high, *const a = w->a, *const b = w->b;
     const CBN_WORK *const scale = w->scale;
-    const CBN_ELEMENT *const x0 = CBN_ROW(x, 0), *const x1 = CBN_ROW(x, n - 1);
-    const CBN_ELEMENT *const dy0 = CBN_ROW(dy, 0), *const dy1 = CBN_ROW(dy, n - 1);
-    CBN_ELEMENT *const dx0 = CBN_OUT_ROW(dx, 0), *const dx1 = CBN_OUT_ROW(dx, n - 1);
+    const CBN_ELEMENT *const x0 = CBN_ROW(x, 0, 4), *const x1 = CBN_ROW(x, n - 1, 4);
+    const CBN_ELEMENT *const dy0 = CBN_ROW(dy, 0, 5), *const dy1 = CBN_ROW(dy, n - 1, 5);
+    CBN_ELEMENT *const dx0 = CBN_OUT_ROW(dx, 0, 6), *const dx1 = CBN_OUT_ROW(dx, n - 1, 6);
 #define CBN_DX(to, at, dy, x, j)                                                                   \
     CBN_STORE(to, at, CBN_LOAD(dy, j) * by_dy + (plus - (h - CBN_LOAD(x, j)) * slope))
 #define CBN_DX_ROWS(to0, to1, at, j)                                                               \
@@ -29,9 +29,9 @@ CBN_INLINE void CBN_NAME(backward_dx_rows)(const CBN_NAME(dx_work) * w, int n, i
             CBN_DX(to1, at, dy1, x1, j);                                                           \
         }                                                                                          \
     }
-    if (stream && n == 1) {
+    if (stream && n == 1 && !cbn_is_scratch(&dx, dx0, &tile, 6)) {
         CBN_STREAM_ROW(dx0, tile.cols, j, at, to, CBN_DX_ROWS(to, to, at, j))
-    } else if (stream) {
+    } else if (stream && n > 1) {
         CBN_ELEMENT *const rows[] = {dx0, dx1};
         CBN_STREAM_ROWS(n, rows, tile.cols, j, at, made, CBN_DX_ROWS(made[0], made[1], at, j))
     } else {
@@ -39,6 +39,7 @@ CBN_INLINE void CBN_NAME(backward_dx_rows)(const CBN_NAME(dx_work) * w, int n, i
     }
 #undef CBN_DX_ROWS
 #undef CBN_DX
+    cbn_row_made(&dx, dx0, &tile, 6);
 }
 
 static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile,
@@ -56,8 +57,10 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
      * of all three arrays are 4 KiB apart. One narrow row takes 0.8 times as long as two, unless
      * rows are too short for their loop. */
     const int most = cbn_rows_at_once(&tile, sizeof(CBN_WORK));
-    const int two = most == 2 ? (size_t)tile.cols * sizeof(CBN_WORK) <= 2048
-                              : most == 4 && (!tile.stream || cbn_rows_alike(dx.stride));
+    const int plain = x.access == NULL && dy.access == NULL && dx.access == NULL;
+    const int two = !plain      ? 0
+                    : most == 2 ? (size_t)tile.cols * sizeof(CBN_WORK) <= 2048
+                                : most == 4 && (!tile.stream || cbn_rows_alike(dx.stride));
     ptrdiff_t n;
     for (ptrdiff_t left = tile.rows; left > 0; left -= n) {
         n = two && left > 1 ? 2 : 1;
@@ -70,9 +73,9 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
         } else {
             CBN_NAME(backward_dx_rows)(&w, 1, 0, dx, dy, x, tile);
         }
-        dx.data += n * dx.stride;
-        dy.data += n * dy.stride;
-        x.data += n * x.stride;
+        CBN_ADVANCE(dx, n)
+        CBN_ADVANCE(dy, n)
+        CBN_ADVANCE(x, n)
     }
     cbn_stream_end();
 }
@@ -88,9 +91,9 @@ CBN_UNUSED static void CBN_NAME(backward_dx)(cbn_output dx, cbn_input dy, cbn_in
         cbn_tile_at(&tile, x, sizeof(CBN_ELEMENT));
         (wide ? CBN_WIDE(backward_dx_run) : CBN_NAME(backward_dx_run))(dx, dy, x, tile, &rest);
         cbn_skip(&rest, tile.cols);
-        CBN_SKIP(dx, tile.cols);
-        CBN_SKIP(dy, tile.cols);
-        CBN_SKIP(x, tile.cols);
+        CBN_SKIP(dx, tile.cols)
+        CBN_SKIP(dy, tile.cols)
+        CBN_SKIP(x, tile.cols)
     }
 #else
     cbn_tile_at(&tile, x, sizeof(CBN_ELEMENT));

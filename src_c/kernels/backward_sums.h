@@ -35,18 +35,21 @@ CBN_INLINE void CBN_NAME(backward_sums_rows)(const CBN_NAME(sums_work) * w, int 
     CBN_WORK *const s = w->s, *const t = w->t;
     const CBN_WORK *const high = w->high, *const power = w->power, *const scale = w->scale;
     const ptrdiff_t left = tile.rows, last = tile.rows - 1;
-    const CBN_ELEMENT *const x0 = CBN_ROW(x, 0), *const x1 = CBN_ROW(x, cbn_least(1, last));
-    const CBN_ELEMENT *const x2 = CBN_ROW(x, cbn_least(2, last));
-    const CBN_ELEMENT *const x3 = CBN_ROW(x, cbn_least(3, last));
-    const CBN_ELEMENT *const g0 = CBN_ROW(dy, 0);
-    const CBN_ELEMENT *const g1 = left > 1 ? CBN_ROW(dy, 1) : w->zeros;
-    const CBN_ELEMENT *const g2 = left > 2 ? CBN_ROW(dy, 2) : w->zeros;
-    const CBN_ELEMENT *const g3 = left > 3 ? CBN_ROW(dy, 3) : w->zeros;
-    const int made = with_dx && left < 4;
-    CBN_ELEMENT *const dx0 = made ? CBN_SCRATCH(CBN_ELEMENT, 9) : CBN_OUT_ROW(dx, 0);
-    CBN_ELEMENT *const dx1 = made ? CBN_SCRATCH(CBN_ELEMENT, 10) : CBN_OUT_ROW(dx, 1);
-    CBN_ELEMENT *const dx2 = made ? CBN_SCRATCH(CBN_ELEMENT, 11) : CBN_OUT_ROW(dx, 2);
-    CBN_ELEMENT *const dx3 = made ? CBN_SCRATCH(CBN_ELEMENT, 12) : CBN_OUT_ROW(dx, 3);
+    const CBN_ELEMENT *const x0 = CBN_ROW(x, 0, 13), *const x1 = CBN_ROW(x, cbn_least(1, last), 14);
+    const CBN_ELEMENT *const x2 = CBN_ROW(x, cbn_least(2, last), 15);
+    const CBN_ELEMENT *const x3 = CBN_ROW(x, cbn_least(3, last), 16);
+    const CBN_ELEMENT *const g0 = CBN_ROW(dy, 0, 17);
+    const CBN_ELEMENT *const g1 = left > 1 ? CBN_ROW(dy, 1, 18) : w->zeros;
+    const CBN_ELEMENT *const g2 = left > 2 ? CBN_ROW(dy, 2, 19) : w->zeros;
+    const CBN_ELEMENT *const g3 = left > 3 ? CBN_ROW(dy, 3, 20) : w->zeros;
+    const int made = !with_dx || left < 4 || dx.access != NULL;
+    CBN_ELEMENT *const dx0 = made ? CBN_SCRATCH(CBN_ELEMENT, 9) : (CBN_ELEMENT *)dx.data;
+    CBN_ELEMENT *const dx1 =
+        made ? CBN_SCRATCH(CBN_ELEMENT, 10) : (CBN_ELEMENT *)(dx.data + dx.stride);
+    CBN_ELEMENT *const dx2 =
+        made ? CBN_SCRATCH(CBN_ELEMENT, 11) : (CBN_ELEMENT *)(dx.data + 2 * dx.stride);
+    CBN_ELEMENT *const dx3 =
+        made ? CBN_SCRATCH(CBN_ELEMENT, 12) : (CBN_ELEMENT *)(dx.data + 3 * dx.stride);
 #define CBN_SUMS(to0, to1, to2, to3, at, j)                                                        \
     {                                                                                              \
         const CBN_WORK h = high[j], p = power[j];                                                  \
@@ -74,7 +77,7 @@ CBN_INLINE void CBN_NAME(backward_sums_rows)(const CBN_NAME(sums_work) * w, int 
             CBN_STORE(to3, at, dy3 * a + 0);                                                       \
         }                                                                                          \
     }
-    if (with_dx && left >= 4 && tile.stream && cbn_rows_alike(dx.stride)) {
+    if (with_dx && !made && tile.stream && cbn_rows_alike(dx.stride)) {
         CBN_ELEMENT *const rows[] = {dx0, dx1, dx2, dx3};
         CBN_STREAM_ROWS(4, rows, tile.cols, j, at, lines,
                         CBN_SUMS(lines[0], lines[1], lines[2], lines[3], at, j))
@@ -82,9 +85,14 @@ CBN_INLINE void CBN_NAME(backward_sums_rows)(const CBN_NAME(sums_work) * w, int 
         CBN_COLUMNS(tile, j, CBN_SUMS(dx0, dx1, dx2, dx3, j, j))
     }
 #undef CBN_SUMS
-    for (ptrdiff_t i = 0; made && i < left; ++i) {
+    for (ptrdiff_t i = 0; with_dx && made && i < cbn_least(left, 4); ++i) {
         const CBN_ELEMENT *const rows[] = {dx0, dx1, dx2, dx3};
-        memcpy(CBN_OUT_ROW_BYTES(dx, i), rows[i], (size_t)tile.cols * sizeof(CBN_ELEMENT));
+        if (dx.access != NULL) {
+            dx.access->write(dx.access, rows[i], dx.position + i * dx.stride, dx.channel,
+                             tile.cols);
+        } else {
+            memcpy(dx.data + i * dx.stride, rows[i], (size_t)tile.cols * sizeof(CBN_ELEMENT));
+        }
     }
 }
 
@@ -99,11 +107,9 @@ CBN_INLINE void CBN_NAME(backward_sums_block)(const CBN_NAME(sums_work) * w, int
     CBN_NAME(backward_sums_rows)(w, 1, 0, with_dx, dx, dy, x, tile);
     for (;;) {
         tile.rows -= 4;
-        x.data += 4 * x.stride;
-        dy.data += 4 * dy.stride;
-        if (with_dx) {
-            dx.data += 4 * dx.stride;
-        }
+        CBN_ADVANCE(x, 4)
+        CBN_ADVANCE(dy, 4)
+        CBN_ADVANCE(dx, 4)
         if (tile.rows <= 4) {
             break;
         }
@@ -151,14 +157,14 @@ static void CBN_NAME(backward_sums_run)(double *sum_dy, double *sum_dy_xhat, cbn
     memset(low_dy_xhat, 0, (size_t)cols * sizeof *low_dy_xhat);
     for (ptrdiff_t left = rows; left > 0; left -= CBN_BLOCK_ROWS) {
         tile.rows = cbn_least(left, CBN_BLOCK_ROWS);
-        if (dx.data == NULL) {
-            CBN_NAME(backward_sums_block)(&w, 0, dx, dy, x, tile);
-        } else {
+        if (CBN_GIVEN(dx)) {
             CBN_NAME(backward_sums_block)(&w, 1, dx, dy, x, tile);
-            dx.data += tile.rows * dx.stride;
+        } else {
+            CBN_NAME(backward_sums_block)(&w, 0, dx, dy, x, tile);
         }
-        dy.data += tile.rows * dy.stride;
-        x.data += tile.rows * x.stride;
+        CBN_ADVANCE(dx, tile.rows)
+        CBN_ADVANCE(dy, tile.rows)
+        CBN_ADVANCE(x, tile.rows)
     }
     CBN_SIMD
     for (ptrdiff_t j = 0; j < cols; ++j) {
@@ -190,7 +196,7 @@ CBN_INLINE int CBN_NAME(sums_extreme)(double s, double t)
 static void CBN_NAME(backward_sums_again)(double *sum_dy, double *sum_dy_xhat, cbn_input dy,
                                           cbn_input x, cbn_tile tile, const cbn_channels *channels)
 {
-    const cbn_output none = {NULL, 0};
+    const cbn_output none = {.data = NULL};
     cbn_channels rest = *channels;
     const ptrdiff_t cols = tile.cols;
     int any = 0;
@@ -203,8 +209,8 @@ static void CBN_NAME(backward_sums_again)(double *sum_dy, double *sum_dy_xhat, c
             CBN_WIDE(backward_sums_run)(sum_dy + j, sum_dy_xhat + j, none, dy, x, tile, &rest);
         }
         cbn_skip(&rest, 1);
-        CBN_SKIP(dy, 1);
-        CBN_SKIP(x, 1);
+        CBN_SKIP(dy, 1)
+        CBN_SKIP(x, 1)
     }
 }
 #endif
@@ -228,11 +234,9 @@ CBN_UNUSED static void CBN_NAME(backward_sums)(double *sum_dy, double *sum_dy_xh
         cbn_skip(&rest, tile.cols);
         sum_dy += tile.cols;
         sum_dy_xhat += tile.cols;
-        if (dx.data != NULL) {
-            CBN_SKIP(dx, tile.cols);
-        }
-        CBN_SKIP(dy, tile.cols);
-        CBN_SKIP(x, tile.cols);
+        CBN_SKIP(dx, tile.cols)
+        CBN_SKIP(dy, tile.cols)
+        CBN_SKIP(x, tile.cols)
     }
 #else
     cbn_tile_at(&tile, x, sizeof(CBN_ELEMENT));

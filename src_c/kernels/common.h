@@ -51,18 +51,82 @@ CBN_INLINE ptrdiff_t cbn_least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b;
  */
 CBN_INLINE void cbn_tile_at(cbn_tile *tile, cbn_input rows, size_t itemsize)
 {
-    tile->rows_data = rows.data;
-    tile->skew = rows.stride % CBN_LINE_BYTES != 0 || tile->cols < CBN_LEAST_ALIGNED
-                     ? 0
-                     : (ptrdiff_t)((uintptr_t)rows.data % CBN_LINE_BYTES / itemsize);
+    tile->rows_data = rows.access == NULL ? rows.data : tile->work;
+    tile->skew =
+        rows.access != NULL || rows.stride % CBN_LINE_BYTES != 0 || tile->cols < CBN_LEAST_ALIGNED
+            ? 0
+            : (ptrdiff_t)((uintptr_t)rows.data % CBN_LINE_BYTES / itemsize);
 }
 
 /* The i-th scratch array of a tile, of any type up to the size of a double. */
 #define CBN_SCRATCH(type, i) ((type *)cbn_scratch(&tile, i))
 
-#define CBN_ROW(in, r) ((const CBN_ELEMENT *)((in).data + (r) * (in).stride))
-#define CBN_OUT_ROW_BYTES(out, r) ((out).data + (r) * (out).stride)
-#define CBN_OUT_ROW(out, r) ((CBN_ELEMENT *)CBN_OUT_ROW_BYTES(out, r))
+CBN_UNUSED static const char *cbn_accessed_row(const cbn_input *in, ptrdiff_t r,
+                                               const cbn_tile *tile, int slot)
+{
+    const ptrdiff_t position = in->position + r * in->stride;
+    const char *const row = in->access->locate(in->access, position, in->channel, tile->cols);
+    if (row != NULL) {
+        return row;
+    }
+    char *const copy = cbn_scratch(tile, slot);
+    in->access->read(in->access, copy, position, in->channel, tile->cols);
+    return copy;
+}
+
+/* Row r of an input; `slot` is scratch for it. */
+CBN_INLINE const char *cbn_row(const cbn_input *in, ptrdiff_t r, const cbn_tile *tile, int slot)
+{
+    return in->access == NULL ? in->data + r * in->stride : cbn_accessed_row(in, r, tile, slot);
+}
+
+#define CBN_ROW(in, r, slot) ((const CBN_ELEMENT *)cbn_row(&(in), r, &tile, slot))
+
+/* Row r of an output to store into, which may be scratch; then row 0 goes to its place. */
+CBN_INLINE char *cbn_out_row(const cbn_output *out, ptrdiff_t r, const cbn_tile *tile, int slot)
+{
+    if (out->access == NULL) {
+        return out->data + r * out->stride;
+    }
+    char *const row =
+        out->access->locate(out->access, out->position + r * out->stride, out->channel, tile->cols);
+    return row != NULL ? row : cbn_scratch(tile, slot);
+}
+
+CBN_INLINE int cbn_is_scratch(const cbn_output *out, const void *row, const cbn_tile *tile,
+                              int slot)
+{
+    return out->access != NULL && row == cbn_scratch(tile, slot);
+}
+
+CBN_INLINE void cbn_row_made(const cbn_output *out, const void *row, const cbn_tile *tile, int slot)
+{
+    if (cbn_is_scratch(out, row, tile, slot)) {
+        out->access->write(out->access, row, out->position, out->channel, tile->cols);
+    }
+}
+
+#define CBN_OUT_ROW(out, r, slot) ((CBN_ELEMENT *)cbn_out_row(&(out), r, &tile, slot))
+
+/* Moves an input or output on by rows, or past its first `count` channels. */
+#define CBN_ADVANCE(array, rows)                                                                   \
+    {                                                                                              \
+        const ptrdiff_t by = (rows) * (array).stride;                                              \
+        if ((array).access != NULL) {                                                              \
+            (array).position += by;                                                                \
+        } else if ((array).data != NULL) {                                                         \
+            (array).data += by;                                                                    \
+        }                                                                                          \
+    }
+#define CBN_SKIP(array, count)                                                                     \
+    {                                                                                              \
+        if ((array).access != NULL) {                                                              \
+            (array).channel += (count);                                                            \
+        } else if ((array).data != NULL) {                                                         \
+            (array).data += (count) * (ptrdiff_t)sizeof(CBN_ELEMENT);                              \
+        }                                                                                          \
+    }
+#define CBN_GIVEN(array) ((array).access != NULL || (array).data != NULL)
 
 /* How many rows a map may take at once. The coefficients of narrow rows stay in the first-level
  * cache, and one run of memory is what the prefetchers follow best: at 60 MB one row took 0.6 times
@@ -131,9 +195,6 @@ CBN_INLINE int cbn_rows_alike(ptrdiff_t stride) { return stride % CBN_LINE_BYTES
         }                                                                                          \
     }
 #define CBN_BURST_BYTES 1024
-
-/* Moves an input or output past its first `count` channels. */
-#define CBN_SKIP(array, count) ((array).data += (count) * (ptrdiff_t)sizeof(CBN_ELEMENT))
 
 /* sum + low += term, exact but for the rounding of low (Knuth). */
 CBN_INLINE void cbn_two_sum(double *sum, double *low, double term)

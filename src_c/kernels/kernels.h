@@ -17,22 +17,43 @@
  * float32 sum at 2 to 4 units; 8 divides it. */
 #define CBN_BLOCK_ROWS 32
 
-#define CBN_WORK_ARRAYS 13
+/* Scratch arrays of a kernel, and with those for rows that are not taken as they lie. */
+#define CBN_PLAIN_WORK_ARRAYS 13
+#define CBN_KERNEL_WORK_ARRAYS 21
 
-/* Where rows start and how many bytes apart they are. */
+/* How to come by the rows of an array whose elements do not lie as kernels want them. A row is
+ * `cols` elements from a position and a channel on. */
+typedef struct cbn_access cbn_access;
+struct cbn_access {
+    /* The row if it can be used where it is, else NULL. */
+    char *(*locate)(const cbn_access *access, ptrdiff_t position, ptrdiff_t channel,
+                    ptrdiff_t cols);
+    void (*read)(const cbn_access *access, void *to, ptrdiff_t position, ptrdiff_t channel,
+                 ptrdiff_t cols);
+    void (*write)(const cbn_access *access, const void *from, ptrdiff_t position, ptrdiff_t channel,
+                  ptrdiff_t cols);
+};
+
+/* Where rows start and how many bytes apart they are; or with `access`, from which position and
+ * channel on and how many positions apart. */
 typedef struct cbn_input {
     const char *data;
     ptrdiff_t stride;
+    const cbn_access *access;
+    ptrdiff_t position, channel;
 } cbn_input;
 
 typedef struct cbn_output {
     char *data;
     ptrdiff_t stride;
+    const cbn_access *access;
+    ptrdiff_t position, channel;
 } cbn_output;
 
 typedef struct cbn_tile {
     ptrdiff_t rows, cols;
-    void *work;        /* CBN_WORK_ARRAYS of slot_bytes each */
+    void *work;        /* CBN_PLAIN_WORK_ARRAYS of slot_bytes each, CBN_KERNEL_WORK_ARRAYS if any
+                        * array has an access */
     size_t slot_bytes; /* of a double a column and 4 KiB on top */
     int in_order;      /* the array is far from the core: maps read narrow rows one by one */
     int stream;        /* store past the caches */
@@ -51,17 +72,30 @@ typedef struct cbn_channels {
     const double *scale, *along_xhat, *along_one;
 } cbn_channels;
 
+/* What normalize may do with y before it stores it. */
+typedef struct cbn_finish {
+    cbn_input residual; /* added; neither data nor access: nothing is */
+    int relu;           /* y = max(0, y) */
+    cbn_input gated;    /* stored in place of y: this where y > 0, 0 elsewhere */
+} cbn_finish;
+
 typedef struct cbn_kernels {
-    size_t itemsize;
+    size_t itemsize; /* of an element in memory */
+    size_t element;  /* of an element as the kernels below take it */
+
+    /* n elements that are a stride apart, from memory and to it. */
+    void (*load)(void *to, const char *from, ptrdiff_t stride, int swapped, ptrdiff_t n);
+    void (*store)(char *to, const void *from, ptrdiff_t stride, int swapped, ptrdiff_t n);
 
     /* Centred sum of squares and mean = base + offset of each channel of the tile; base is near the
      * channel's values, so that offset is of the size of their spread and keeps its bits. */
     void (*moments)(double *base, double *offset, double *m2, cbn_input x, cbn_tile tile);
 
-    /* y = (x - mean) * scale + along_one. */
-    void (*normalize)(cbn_output y, cbn_input x, cbn_tile tile, const cbn_channels *channels);
+    /* y = (x - mean) * scale + along_one; finish may be NULL. */
+    void (*normalize)(cbn_output y, cbn_input x, cbn_tile tile, const cbn_channels *channels,
+                      const cbn_finish *finish);
 
-    /* sum(dy) and sum(dy * xhat) of each channel of the tile; dx = dy * scale where dx has data. */
+    /* sum(dy) and sum(dy * xhat) of each channel of the tile; dx = dy * scale where there is dx. */
     void (*backward_sums)(double *sum_dy, double *sum_dy_xhat, cbn_output dx, cbn_input dy,
                           cbn_input x, cbn_tile tile, const cbn_channels *channels);
 

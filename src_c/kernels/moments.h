@@ -19,14 +19,14 @@ CBN_INLINE void CBN_NAME(moments_rows)(CBN_WORK *s, CBN_WORK *q, double *sum, do
                                        const CBN_ELEMENT *anchor, cbn_input x, cbn_tile tile)
 {
     const ptrdiff_t left = tile.rows;
-    const CBN_ELEMENT *const x0 = CBN_ROW(x, 0);
-    const CBN_ELEMENT *const x1 = left > 1 ? CBN_ROW(x, 1) : anchor;
-    const CBN_ELEMENT *const x2 = left > 2 ? CBN_ROW(x, 2) : anchor;
-    const CBN_ELEMENT *const x3 = left > 3 ? CBN_ROW(x, 3) : anchor;
-    const CBN_ELEMENT *const x4 = left > 4 ? CBN_ROW(x, 4) : anchor;
-    const CBN_ELEMENT *const x5 = left > 5 ? CBN_ROW(x, 5) : anchor;
-    const CBN_ELEMENT *const x6 = left > 6 ? CBN_ROW(x, 6) : anchor;
-    const CBN_ELEMENT *const x7 = left > 7 ? CBN_ROW(x, 7) : anchor;
+    const CBN_ELEMENT *const x0 = CBN_ROW(x, 0, 13);
+    const CBN_ELEMENT *const x1 = left > 1 ? CBN_ROW(x, 1, 14) : anchor;
+    const CBN_ELEMENT *const x2 = left > 2 ? CBN_ROW(x, 2, 15) : anchor;
+    const CBN_ELEMENT *const x3 = left > 3 ? CBN_ROW(x, 3, 16) : anchor;
+    const CBN_ELEMENT *const x4 = left > 4 ? CBN_ROW(x, 4, 17) : anchor;
+    const CBN_ELEMENT *const x5 = left > 5 ? CBN_ROW(x, 5, 18) : anchor;
+    const CBN_ELEMENT *const x6 = left > 6 ? CBN_ROW(x, 6, 19) : anchor;
+    const CBN_ELEMENT *const x7 = left > 7 ? CBN_ROW(x, 7, 20) : anchor;
     CBN_COLUMNS(tile, j, {
         const CBN_WORK k = CBN_LOAD(anchor, j);
         const CBN_WORK d0 = k - CBN_LOAD(x0, j), d1 = k - CBN_LOAD(x1, j);
@@ -62,8 +62,12 @@ CBN_INLINE void CBN_NAME(moments_block)(CBN_WORK *s, CBN_WORK *q, double *sum, d
         return;
     }
     CBN_NAME(moments_rows)(s, q, sum, squares, with_squares, 1, 0, anchor, x, tile);
-    for (tile.rows -= 8, x.data += 8 * x.stride; tile.rows > 8;
-         tile.rows -= 8, x.data += 8 * x.stride) {
+    for (;;) {
+        tile.rows -= 8;
+        CBN_ADVANCE(x, 8)
+        if (tile.rows <= 8) {
+            break;
+        }
         CBN_NAME(moments_rows)(s, q, sum, squares, with_squares, 0, 0, anchor, x, tile);
     }
     CBN_NAME(moments_rows)(s, q, sum, squares, with_squares, 0, 1, anchor, x, tile);
@@ -79,7 +83,7 @@ static void CBN_NAME(moments_blocks)(double *sum, double *squares, CBN_WORK *s, 
     for (ptrdiff_t left = tile.rows; left > 0; left -= CBN_BLOCK_ROWS) {
         block.rows = cbn_least(left, CBN_BLOCK_ROWS);
         CBN_NAME(moments_block)(s, q, sum, squares, 1, anchor, x, block);
-        x.data += block.rows * x.stride;
+        CBN_ADVANCE(x, block.rows)
     }
 }
 
@@ -116,7 +120,8 @@ static void CBN_NAME(moments_first_anchor)(CBN_ELEMENT *anchor, CBN_WORK *s, dou
                                            cbn_input x, cbn_tile block)
 {
     block.rows = cbn_least(block.rows, CBN_BLOCK_ROWS);
-    memcpy(anchor, x.data, (size_t)block.cols * sizeof *anchor);
+    cbn_tile tile = block;
+    memcpy(anchor, CBN_ROW(x, 0, 13), (size_t)block.cols * sizeof *anchor);
     memset(sum, 0, (size_t)block.cols * sizeof *sum);
     CBN_NAME(moments_block)(s, s, sum, sum, 0, anchor, x, block);
     const double inv_n = 1 / (double)block.rows;
@@ -151,7 +156,7 @@ static int CBN_NAME(moments_untrusted_are_constant)(const double *squares, CBN_W
 {
     memset(largest, 0, (size_t)tile.cols * sizeof *largest);
     for (ptrdiff_t r = 0; r < tile.rows; ++r) {
-        const CBN_ELEMENT *const row = CBN_ROW(x, r);
+        const CBN_ELEMENT *const row = CBN_ROW(x, r, 13);
         CBN_SIMD
         for (ptrdiff_t j = 0; j < tile.cols; ++j) {
             const CBN_WORK d = fabsf(CBN_LOAD(row, j) - CBN_LOAD(anchor, j));
@@ -191,7 +196,8 @@ CBN_UNUSED static void CBN_NAME(moments)(double *base, double *offset, double *m
     CBN_ELEMENT *const anchor = CBN_SCRATCH(CBN_ELEMENT, 2);
     double *const sum = CBN_SCRATCH(double, 3), *const squares = CBN_SCRATCH(double, 4);
     for (ptrdiff_t before = 0; before < rows; before += tile.rows) {
-        const cbn_input segment = {x.data + before * x.stride, x.stride};
+        cbn_input segment = x;
+        CBN_ADVANCE(segment, before)
         tile.rows = cbn_least(before == 0 ? 2 * CBN_BLOCK_ROWS : before, rows - before);
         if (before == 0) {
             CBN_NAME(moments_first_anchor)(anchor, s, sum, segment, tile);

@@ -8,15 +8,15 @@ typedef struct CBN_NAME(normalize_work) {
     CBN_WORK *high, *a, *b;
 } CBN_NAME(normalize_work);
 
-/* The first n rows, n and stream being constants of the caller. */
+/* The first n rows, n and stream being constants of the caller; one row where it may be scratch. */
 CBN_INLINE void CBN_NAME(normalize_rows)(const CBN_NAME(normalize_work) * w, int n, int stream,
                                          cbn_output y, cbn_input x, cbn_tile tile)
 {
     const CBN_WORK *const high = w->high, *const a = w->a, *const b = w->b;
-    const CBN_ELEMENT *const x0 = CBN_ROW(x, 0), *const x1 = CBN_ROW(x, n > 1);
-    const CBN_ELEMENT *const x2 = CBN_ROW(x, n > 2 ? 2 : 0), *const x3 = CBN_ROW(x, n - 1);
-    CBN_ELEMENT *const y0 = CBN_OUT_ROW(y, 0), *const y1 = CBN_OUT_ROW(y, n > 1);
-    CBN_ELEMENT *const y2 = CBN_OUT_ROW(y, n > 2 ? 2 : 0), *const y3 = CBN_OUT_ROW(y, n - 1);
+    const CBN_ELEMENT *const x0 = CBN_ROW(x, 0, 3), *const x1 = CBN_ROW(x, n > 1, 3);
+    const CBN_ELEMENT *const x2 = CBN_ROW(x, n > 2 ? 2 : 0, 3), *const x3 = CBN_ROW(x, n - 1, 3);
+    CBN_ELEMENT *const y0 = CBN_OUT_ROW(y, 0, 4), *const y1 = CBN_OUT_ROW(y, n > 1, 4);
+    CBN_ELEMENT *const y2 = CBN_OUT_ROW(y, n > 2 ? 2 : 0, 4), *const y3 = CBN_OUT_ROW(y, n - 1, 4);
 #define CBN_NORMALIZE(to0, to1, to2, to3, at, j)                                                   \
     {                                                                                              \
         const CBN_WORK h = high[j], slope = a[j], plus = b[j];                                     \
@@ -29,9 +29,9 @@ CBN_INLINE void CBN_NAME(normalize_rows)(const CBN_NAME(normalize_work) * w, int
             CBN_STORE(to3, at, plus - (h - CBN_LOAD(x3, j)) * slope);                              \
         }                                                                                          \
     }
-    if (stream && n == 1) {
+    if (stream && n == 1 && !cbn_is_scratch(&y, y0, &tile, 4)) {
         CBN_STREAM_ROW(y0, tile.cols, j, at, to, CBN_NORMALIZE(to, to, to, to, at, j))
-    } else if (stream) {
+    } else if (stream && n > 1) {
         CBN_ELEMENT *const rows[] = {y0, y1, y2, y3};
         CBN_STREAM_ROWS(n, rows, tile.cols, j, at, made,
                         CBN_NORMALIZE(made[0], made[1], made[2], made[3], at, j))
@@ -39,10 +39,41 @@ CBN_INLINE void CBN_NAME(normalize_rows)(const CBN_NAME(normalize_work) * w, int
         CBN_COLUMNS(tile, j, CBN_NORMALIZE(y0, y1, y2, y3, j, j))
     }
 #undef CBN_NORMALIZE
+    cbn_row_made(&y, y0, &tile, 4);
+}
+
+/* A row with what follows the affine map. -0 becomes 0 and NaN stays, as in max(0, y). */
+static void CBN_NAME(normalize_finished_row)(const CBN_NAME(normalize_work) * w, cbn_output y,
+                                             cbn_input x, cbn_tile tile, const cbn_finish *finish)
+{
+    const CBN_WORK *const high = w->high, *const a = w->a, *const b = w->b;
+    const CBN_ELEMENT *const x0 = CBN_ROW(x, 0, 3);
+    CBN_ELEMENT *const y0 = CBN_OUT_ROW(y, 0, 4);
+    const int gate = CBN_GIVEN(finish->gated), relu = finish->relu;
+    const CBN_ELEMENT *const dy = gate ? CBN_ROW(finish->gated, 0, 6) : x0;
+#define CBN_FINISHED_ROW(value)                                                                    \
+    if (gate) {                                                                                    \
+        CBN_COLUMNS(tile, j, { CBN_STORE(y0, j, (value) > 0 ? CBN_LOAD(dy, j) : 0); })             \
+    } else if (relu) {                                                                             \
+        CBN_COLUMNS(tile, j, {                                                                     \
+            const CBN_WORK v = value;                                                              \
+            CBN_STORE(y0, j, v <= 0 ? 0 : v);                                                      \
+        })                                                                                         \
+    } else {                                                                                       \
+        CBN_COLUMNS(tile, j, { CBN_STORE(y0, j, value); })                                         \
+    }
+    if (CBN_GIVEN(finish->residual)) {
+        const CBN_ELEMENT *const r0 = CBN_ROW(finish->residual, 0, 5);
+        CBN_FINISHED_ROW((b[j] - (high[j] - CBN_LOAD(x0, j)) * a[j]) + CBN_LOAD(r0, j))
+    } else {
+        CBN_FINISHED_ROW(b[j] - (high[j] - CBN_LOAD(x0, j)) * a[j])
+    }
+#undef CBN_FINISHED_ROW
+    cbn_row_made(&y, y0, &tile, 4);
 }
 
 static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
-                                    const cbn_channels *channels)
+                                    const cbn_channels *channels, const cbn_finish *finish)
 {
     const CBN_NAME(normalize_work)
         w = {CBN_SCRATCH(CBN_WORK, 0), CBN_SCRATCH(CBN_WORK, 1), CBN_SCRATCH(CBN_WORK, 2)};
@@ -51,7 +82,19 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
         CBN_NAME(affine)(&w.high[j], &w.a[j], &w.b[j], channels->mean[j], channels->mean_low[j],
                          channels->scale[j], channels->along_one[j]);
     }
-    const int most = cbn_rows_at_once(&tile, sizeof(CBN_WORK));
+    if (finish != NULL) {
+        cbn_finish with = *finish;
+        for (ptrdiff_t r = 0; r < tile.rows; ++r) {
+            CBN_NAME(normalize_finished_row)(&w, y, x, tile, &with);
+            CBN_ADVANCE(y, 1)
+            CBN_ADVANCE(x, 1)
+            CBN_ADVANCE(with.residual, 1)
+            CBN_ADVANCE(with.gated, 1)
+        }
+        return;
+    }
+    const int plain = x.access == NULL && y.access == NULL;
+    const int most = plain ? cbn_rows_at_once(&tile, sizeof(CBN_WORK)) : 1;
     const int at_once = !tile.stream || (most == 4 && cbn_rows_alike(y.stride)) ? most : 1;
     ptrdiff_t n;
     for (ptrdiff_t left = tile.rows; left > 0; left -= n) {
@@ -67,28 +110,32 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
         } else {
             CBN_NAME(normalize_rows)(&w, 1, 0, y, x, tile);
         }
-        x.data += n * x.stride;
-        y.data += n * y.stride;
+        CBN_ADVANCE(x, n)
+        CBN_ADVANCE(y, n)
     }
     cbn_stream_end();
 }
 
 CBN_UNUSED static void CBN_NAME(normalize)(cbn_output y, cbn_input x, cbn_tile tile,
-                                           const cbn_channels *channels)
+                                           const cbn_channels *channels, const cbn_finish *finish)
 {
 #ifdef CBN_WIDE
     cbn_channels rest = *channels;
+    cbn_finish with = finish == NULL ? (cbn_finish){.relu = 0} : *finish;
     for (ptrdiff_t left = tile.cols; left > 0; left -= tile.cols) {
         int wide;
         tile.cols = cbn_run(&wide, &rest, left);
         cbn_tile_at(&tile, x, sizeof(CBN_ELEMENT));
-        (wide ? CBN_WIDE(normalize_run) : CBN_NAME(normalize_run))(y, x, tile, &rest);
+        (wide ? CBN_WIDE(normalize_run) : CBN_NAME(normalize_run))(y, x, tile, &rest,
+                                                                   finish == NULL ? NULL : &with);
         cbn_skip(&rest, tile.cols);
-        CBN_SKIP(y, tile.cols);
-        CBN_SKIP(x, tile.cols);
+        CBN_SKIP(y, tile.cols)
+        CBN_SKIP(x, tile.cols)
+        CBN_SKIP(with.residual, tile.cols)
+        CBN_SKIP(with.gated, tile.cols)
     }
 #else
     cbn_tile_at(&tile, x, sizeof(CBN_ELEMENT));
-    CBN_NAME(normalize_run)(y, x, tile, channels);
+    CBN_NAME(normalize_run)(y, x, tile, channels, finish);
 #endif
 }

@@ -82,11 +82,12 @@ static void compute(const int64_t *head, int threads)
     cbn_array first = view(room(matrix), head), second = view(room(matrix), head);
     double *sums[2] = {room(vector), room(vector)};
 
-    size_t size = cbn_double_backward_scratch_size(rows, channels, threads);
-    if (size < cbn_scratch_size(rows, channels, threads)) {
-        size = cbn_scratch_size(rows, channels, threads);
+    size_t size = cbn_double_backward_scratch_size(&x, threads);
+    if (size < cbn_scratch_size(&x, NULL, threads)) {
+        size = cbn_scratch_size(&x, NULL, threads);
     }
-    const cbn_resources resources = {threads, room(size), size};
+    const cbn_resources resources = {threads, room(size), size, {NULL, 0}};
+    const cbn_activation none = {NULL, 0};
     const cbn_statistics batch = {room(vector), room(vector), room(vector), room(vector),
                                   (double)rows};
     const cbn_statistics fixed = {v[2], room(vector), v[3], room(vector), 0};
@@ -94,7 +95,7 @@ static void compute(const int64_t *head, int threads)
         fixed.mean_low[j] = 0;
     }
 
-    check(cbn_forward(&first, &batch, &x, gamma, beta, eps, &resources));
+    check(cbn_forward(&first, &batch, &x, gamma, beta, eps, &none, &resources));
     put(first.data, matrix);
     put(batch.mean, vector);
     put(batch.var, vector);
@@ -103,7 +104,7 @@ static void compute(const int64_t *head, int threads)
     put(first.data, matrix);
     put(sums[0], vector);
     put(sums[1], vector);
-    check(cbn_inference(&first, &fixed, &x, gamma, beta, eps, &resources));
+    check(cbn_inference(&first, &fixed, &x, gamma, beta, eps, &none, &resources));
     put(first.data, matrix);
     check(
         cbn_inference_backward(&first, sums[0], sums[1], &fixed, &dy, &x, gamma, eps, &resources));

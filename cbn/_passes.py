@@ -1,0 +1,346 @@
+"""Forward and backward with everything a call may ask for; arguments have been checked.
+
+A pass is one compiled call where it can be. Ghost batches are passes over parts of axis 0, and
+weights, which no kernel knows, are a few passes with what the kernels offer: sums of products and
+affine maps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbn import _check, _core
+from cbn._arrays import computed, new_array, round_to
+from cbn._statistics import inverse_std, merge, two_sum
+from cbn.cache import BatchNormCache, ForwardOptions
+
+_Channels = NDArray[np.float64]
+
+
+class Call(NamedTuple):
+    """What a forward call was given beside arrays of x's shape."""
+
+    gamma: NDArray | None
+    beta: NDArray | None
+    gamma64: _Channels | None
+    eps: float
+    axis: int
+    threads: int
+
+
+class Sums(NamedTuple):
+    """The gradients that are sums over the batch."""
+
+    dy_xhat: _Channels
+    dy: _Channels
+
+
+def fixed_statistics(
+    mean: NDArray | float, var: NDArray | float, channels: int, mean_low: NDArray | float = 0
+) -> _Channels:
+    """Given statistics in the form of the C core, which fills in the last row, invstd."""
+    stats = np.zeros((4, channels))
+    stats[0], stats[1], stats[2] = mean, mean_low, var
+    return stats
+
+
+def blank(out: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:
+    """Zeros where the mask leaves out."""
+    if mask is not None:
+        np.copyto(out, 0, where=~mask)
+    return out
+
+
+def inference(
+    y: NDArray,
+    x: NDArray,
+    stats: _Channels,
+    call: Call,
+    residual: NDArray | None = None,
+    relu: bool = False,
+    positions: NDArray[np.intp] | None = None,
+) -> None:
+    """y of given statistics, (42); their last row is filled in."""
+    beta = None if call.beta is None else np.array(call.beta, np.float64)
+    _core.inference(
+        *(y, stats, computed(x, y.dtype.newbyteorder("=")), call.axis, call.gamma64, beta),
+        *(call.eps, residual, relu, positions, call.threads),
+    )
+
+
+def inference_backward(
+    dx: NDArray,
+    dgamma: _Channels,
+    dbeta: _Channels,
+    stats: _Channels,
+    dy: NDArray,
+    x: NDArray,
+    call: Call,
+) -> None:
+    """dx and the sums of given statistics, (42)."""
+    dtype = native = dx.dtype.newbyteorder("=")
+    if dy.dtype.newbyteorder("=") != native:
+        dtype = _check.kernel_dtype(native)
+    out = dx if dtype == native else np.empty(dx.shape, dtype)
+    _core.inference_backward(
+        *(out, dgamma, dbeta, stats, computed(dy, dtype), computed(x, dtype), call.axis),
+        *(call.gamma64, call.eps, call.threads),
+    )
+    if out is not dx:
+        round_to(dx, out)
+
+
+def positions_of(mask: NDArray[np.bool_] | None) -> NDArray[np.intp] | None:
+    return None if mask is None else np.flatnonzero(mask)
+
+
+def _values_per_channel(x: NDArray, axis: int, positions: NDArray[np.intp] | None) -> int:
+    if positions is not None:
+        return positions.size
+    return math.prod(x.shape[:axis] + x.shape[axis + 1 :])
+
+
+def statistics(
+    x: NDArray, axis: int, mask: NDArray[np.bool_] | None, weight: NDArray | None, threads: int
+) -> tuple[float, _Channels]:
+    """The count of a batch, and its mean, mean_low and var as the first rows of (4, D)."""
+    positions = positions_of(mask)
+    count = _values_per_channel(x, axis, positions)
+    stats = np.zeros((4, x.shape[axis]))
+    if stats.size and count and weight is not None:
+        count = _weighted_statistics(stats, x, axis, weight, threads)
+    elif stats.size and count:
+        values = computed(x, _check.result_dtype(x.dtype))
+        _core.moments(stats, values, axis, 0.0, positions, threads)
+    return count, stats
+
+
+def forward(y: NDArray, x: NDArray, call: Call, options: ForwardOptions) -> BatchNormCache:
+    """The cache of a call whose y has been written."""
+    positions = options.positions
+    count = _values_per_channel(x, call.axis, positions)
+    stats = np.zeros((4, x.shape[call.axis]))
+    if not stats.size or not count:
+        stats[3] = inverse_std(stats[2], call.eps)
+    elif options.weight is not None:
+        count = _weighted_statistics(stats, x, call.axis, options.weight, call.threads)
+        inference(y, x, stats, call, options.residual, options.relu, positions)
+    else:
+        _core.forward(
+            *(y, stats, computed(x, y.dtype.newbyteorder("=")), call.axis, call.gamma64),
+            *(options.beta, call.eps, options.residual, options.relu, positions, call.threads),
+        )
+    blank(y, options.mask)
+    stats.flags.writeable = False
+    kept = y if options.in_place else x
+    return BatchNormCache(
+        *(kept, stats, call.gamma64, call.gamma, call.beta, call.eps, call.axis, count, options)
+    )
+
+
+def backward(
+    dx: NDArray, dresidual: NDArray | None, dy: NDArray, cache: BatchNormCache, threads: int
+) -> Sums:
+    """The sums of a call whose dx and dresidual have been written."""
+    options = cache._options
+    if options.groups:
+        return _backward_of_groups(dx, dresidual, dy, cache, threads)
+    native = _check.result_dtype(cache.x.dtype)
+    if dy.dtype.newbyteorder("=") != native and _check.kernel_dtype(cache.x.dtype) != native:
+        return _wide_backward(dx, dresidual, dy, cache, threads)
+    sums = Sums(*np.zeros((2, cache._stats.shape[1])))
+    if not sums.dy.size or cache.count == 0:
+        dx[...] = 0
+        if dresidual is not None:
+            dresidual[...] = 0
+        return sums
+    dy, x = computed(dy, native), computed(cache.x, native)
+    stats, gamma = cache._stats, cache._gamma
+    if options.in_place:
+        stats, gamma = _statistics_of_y(cache)
+    if options.weight is not None:
+        _weighted_backward(dx, dresidual, dy, x, cache, sums, threads)
+    elif options.relu:
+        _core.gated_backward(
+            *(dx, dx if dresidual is None else dresidual, *sums, dy, x, cache.axis, stats),
+            *(cache.count, gamma, options.beta, options.residual, options.relu),
+            *(options.positions, threads),
+        )
+    else:
+        if dresidual is not None:
+            dresidual[...] = dy
+        _core.backward(
+            *(dx, *sums, dy, x, cache.axis, stats, cache.count, gamma, options.positions),
+            threads,
+        )
+    blank(dx, options.mask)
+    if dresidual is not None:
+        blank(dresidual, options.mask)
+    return sums
+
+
+def _wide_backward(
+    dx: NDArray, dresidual: NDArray | None, dy: NDArray, cache: BatchNormCache, threads: int
+) -> Sums:
+    """A half x and a dy of another dtype, which keeps its bits."""
+    dtype = _check.kernel_dtype(cache.x.dtype)
+    options, residual = cache._options, cache._options.residual
+    wide = BatchNormCache(
+        *(cache.x.astype(dtype), cache._stats, cache._gamma, cache.gamma, None, cache.eps),
+        *(cache.axis, cache.count),
+        options
+        if residual is None
+        else dataclasses.replace(options, residual=residual.astype(dtype)),
+    )
+    results = [None if array is None else np.empty(array.shape, dtype) for array in (dx, dresidual)]
+    sums = backward(*results, dy.astype(dtype), wide, threads)
+    round_to(dx, results[0])
+    if dresidual is not None:
+        round_to(dresidual, results[1])
+    return sums
+
+
+def _statistics_of_y(cache: BatchNormCache) -> tuple[_Channels, _Channels]:
+    """Mean and invstd that make xhat = (y - beta) / gamma of y, and the gamma that goes with it."""
+    gamma, beta = cache._gamma, cache._options.beta
+    stats = np.zeros_like(cache._stats)
+    stats[0] = 0 if beta is None else beta
+    stats[3] = 1 if gamma is None else 1 / gamma
+    return stats, cache.invstd.copy() if gamma is None else gamma * gamma * cache.invstd
+
+
+# Ghost batches ------------------------------------------------------------------------------------
+
+
+def _parts(length: int, size: int) -> Iterator[slice]:
+    for first in range(0, length, size):
+        yield slice(first, min(first + size, length))
+
+
+def forward_of_groups(
+    y: NDArray,
+    x: NDArray,
+    call: Call,
+    size: int,
+    options: ForwardOptions,
+) -> BatchNormCache:
+    """Forward over `size` entries of axis 0 at a time; the cache has the pooled statistics."""
+    parts = list(_parts(x.shape[0], size))
+    caches = [forward(y[part], x[part], call, _options_of(options, part)) for part in parts]
+    count, stats = _pooled(caches, call.eps)
+    whole = dataclasses.replace(options, groups=tuple(zip(parts, caches, strict=True)))
+    kept = y if whole.in_place else x
+    return BatchNormCache(
+        *(kept, stats, call.gamma64, call.gamma, call.beta, call.eps, call.axis, count, whole)
+    )
+
+
+def _options_of(options: ForwardOptions, part: slice) -> ForwardOptions:
+    arrays = {
+        name: None if (array := getattr(options, name)) is None else array[part]
+        for name in ("mask", "weight", "residual")
+    }
+    return dataclasses.replace(options, positions=positions_of(arrays["mask"]), **arrays)
+
+
+def _pooled(caches: list[BatchNormCache], eps: float) -> tuple[float, _Channels]:
+    """Count and statistics of all groups."""
+    count, stats = 0, np.zeros_like(caches[0]._stats)
+    for group in filter(lambda cache: cache.count > 0, caches):
+        merged = merge(count, stats, group.count, group._stats) if count else group._stats[:3]
+        stats[:3] = merged
+        count += group.count
+    stats[3] = inverse_std(stats[2], eps)
+    stats.flags.writeable = False
+    return count, stats
+
+
+def _backward_of_groups(
+    dx: NDArray, dresidual: NDArray | None, dy: NDArray, cache: BatchNormCache, threads: int
+) -> Sums:
+    sums = Sums(*np.zeros((2, cache._stats.shape[1])))
+    for part, group in cache._options.groups:
+        of_part = None if dresidual is None else dresidual[part]
+        for total, term in zip(
+            sums, backward(dx[part], of_part, dy[part], group, threads), strict=True
+        ):
+            total += term
+    return sums
+
+
+# Weights ------------------------------------------------------------------------------------------
+
+
+def _channel_view(values: _Channels, ndim: int, axis: int) -> NDArray:
+    return values.reshape([-1 if i == axis else 1 for i in range(ndim)])
+
+
+def _weighted_statistics(
+    stats: _Channels, x: NDArray, axis: int, weight: NDArray[np.float64], threads: int
+) -> float:
+    """Weighted mean, mean_low and var into stats. Returned: the sum of the weights.
+
+    The mean of the unweighted values is moved twice by sum(w (x - mean)) / sum(w), the second time
+    by a rounding error of the first; sum(w (x - mean)^2) is the sum of products of
+    t = w (x - mean) with x - mean.
+    """
+    dtype = _check.kernel_dtype(x.dtype)
+    values = computed(x, dtype)
+    counted = np.flatnonzero(weight > 0)
+    of_x = np.broadcast_to(weight.astype(dtype), x.shape)
+    total = float(np.sum(weight))
+    _core.moments(stats, values, axis, 0.0, counted, threads)
+    one, shift = np.empty((2, stats.shape[1]))
+    for _ in range(2):
+        stats[3] = 1
+        _core.backward_sums(shift, one, of_x, values, axis, stats, counted, threads)
+        stats[0], stats[1] = two_sum(stats[0], stats[1] + shift / total)
+    t = np.zeros(x.shape, dtype)
+    centred = fixed_statistics(stats[0], 1, stats.shape[1], stats[1])
+    _core.inference(t, centred, values, axis, None, None, 0.0, None, False, counted, threads)
+    t *= of_x
+    stats[3] = 1
+    _core.backward_sums(shift, one, t, values, axis, stats, counted, threads)
+    stats[2] = np.maximum(shift, 0) / total
+    return total
+
+
+def _weighted_backward(
+    dx: NDArray,
+    dresidual: NDArray | None,
+    dy: NDArray,
+    x: NDArray,
+    cache: BatchNormCache,
+    sums: Sums,
+    threads: int,
+) -> None:
+    """dx_i = scale (dy_i - w_i sum(dy) / W - w_i xhat_i sum(dy xhat) / W); sums are filled in."""
+    options, axis, stats = cache._options, cache.axis, cache._stats
+    dtype = _check.kernel_dtype(x.dtype)
+    scale = cache.invstd if cache._gamma is None else cache._gamma * cache.invstd
+    if options.relu:
+        call = Call(cache._gamma, options.beta, cache._gamma, cache.eps, axis, threads)
+        y = new_array(x, zeros=True)
+        inference(y, x, stats.copy(), call, options.residual, True, options.positions)
+        dy = np.where(y > 0, dy, np.zeros((), dy.dtype))
+    values, gradient = computed(x, dtype), computed(dy, dtype)
+    _core.backward_sums(*sums, gradient, values, axis, stats, options.positions, threads)
+    t = np.zeros(x.shape, dtype)
+    along_one = -scale * sums.dy / cache.count
+    along_xhat = -scale * sums.dy_xhat / cache.count
+    _core.inference(
+        *(t, stats.copy(), values, axis, along_xhat, along_one, cache.eps, None, False),
+        *(options.positions, threads),
+    )
+    t *= options.weight.astype(dtype)
+    with np.errstate(invalid="ignore", over="ignore"):  # masked cells may hold anything
+        t += gradient * _channel_view(scale, x.ndim, axis).astype(dtype)
+    if dresidual is not None:
+        round_to(dresidual, dy)
+    round_to(dx, t)

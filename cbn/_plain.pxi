@@ -1,0 +1,292 @@
+# Plain calls: what nearly every call is, recognised by a few comparisons: arrays that the kernels
+# take as they are, parameters of float32 or float64, results with memory of their own. Such a call
+# costs 2 us; the general one, which accepts anything or says what is wrong with it, 15. These
+# functions return None, and have written nothing, for whatever else they are given.
+
+cdef cbn_c.cbn_activation no_activation = cbn_c.cbn_activation(NULL, 0)
+
+
+cdef bint is_plain(object array, int ndim) noexcept:
+    """A native, aligned float32 or float64 array of that many dimensions and no subclass."""
+    if not cnp.PyArray_CheckExact(array):
+        return False
+    cdef cnp.ndarray a = <cnp.ndarray> array
+    cdef int dtype = cnp.PyArray_TYPE(a)
+    return (cnp.PyArray_NDIM(a) == ndim and cnp.PyArray_ISBEHAVED_RO(a)
+            and (dtype == cnp.NPY_FLOAT or dtype == cnp.NPY_DOUBLE))
+
+
+cdef bint plain_rows(cbn_c.cbn_array *array, object rows) noexcept:
+    """Rows of adjacent channels, at least one of either, and then their view."""
+    if not is_plain(rows, 2):
+        return False
+    cdef cnp.ndarray a = <cnp.ndarray> rows
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(a)
+    cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(a)
+    if shape[0] < 1 or shape[1] < 1 or strides[1] != cnp.PyArray_ITEMSIZE(a):
+        return False
+    array.data = cnp.PyArray_DATA(a)
+    array.dtype = (cbn_c.CBN_FLOAT32 if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT
+                   else cbn_c.CBN_FLOAT64)
+    array.swapped = False
+    return cbn_c.cbn_set_view(array, 2, <Py_ssize_t *> shape, <Py_ssize_t *> strides,
+                              1) == cbn_c.CBN_OK
+
+
+cdef bint alike(const cbn_c.cbn_array *a, const cbn_c.cbn_array *b) noexcept:
+    return a.dtype == b.dtype and a.outer == b.outer and a.channels == b.channels
+
+
+cdef bint plain_output(cbn_c.cbn_array *array, object rows, const cbn_c.cbn_array *x) noexcept:
+    """Rows like x's that can be written, each with memory of its own."""
+    return (plain_rows(array, rows) and alike(array, x)
+            and cnp.PyArray_ISWRITEABLE(<cnp.ndarray> rows)
+            and array.strides[0] >= array.channels * cnp.PyArray_ITEMSIZE(<cnp.ndarray> rows))
+
+
+cdef bint plain_parameter(object parameter, Py_ssize_t channels) noexcept:
+    """A contiguous parameter of a number a channel, or None."""
+    if parameter is None:
+        return True
+    return (is_plain(parameter, 1) and cnp.PyArray_DIM(<cnp.ndarray> parameter, 0) == channels
+            and cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray> parameter))
+
+
+cdef bint plain_dtype(object dtype) noexcept:
+    return dtype is None or (<cnp.dtype> dtype).num in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE)
+
+
+cdef bint apart(object a, object b) noexcept:
+    """Whether the memory between the first and the last element of either is without the other."""
+    if b is None:
+        return True
+    cdef const char *first[2]
+    cdef const char *last[2]
+    span(<cnp.ndarray> a, &first[0], &last[0])
+    span(<cnp.ndarray> b, &first[1], &last[1])
+    return last[0] <= first[1] or last[1] <= first[0]
+
+
+cdef void span(cnp.ndarray a, const char **first, const char **last) noexcept:
+    cdef Py_ssize_t reach = (cnp.PyArray_DIM(a, 0) - 1) * cnp.PyArray_STRIDE(a, 0)
+    cdef const char *data = <const char *> cnp.PyArray_DATA(a)
+    cdef Py_ssize_t row = cnp.PyArray_ITEMSIZE(a)
+    if cnp.PyArray_NDIM(a) == 2:
+        row *= cnp.PyArray_DIM(a, 1)
+    first[0] = data + (reach if reach < 0 else 0)
+    last[0] = data + (reach if reach > 0 else 0) + row
+
+
+cdef bint apart_or_same(object out, const cbn_c.cbn_array *view, object array,
+                        const cbn_c.cbn_array *other) noexcept:
+    cdef bint same = view.data == other.data and view.strides[0] == other.strides[0]
+    return same or apart(out, array)
+
+
+cdef int acquire_for(cbn_c.cbn_resources *resources, const cbn_c.cbn_array *x,
+                     object threads) except -1:
+    """`threads` is a number, or a function to ask where more than one may pay."""
+    cdef int count = 1
+    if type(threads) is int:
+        count = threads
+    elif <double> x.outer * <double> x.channels >= 32768:
+        count = threads()
+    return acquire(resources, cbn_c.cbn_plain_scratch_size(x, count), count)
+
+
+cdef object empty_like_rows(const cbn_c.cbn_array *x):
+    cdef cnp.npy_intp[2] shape = [x.outer, x.channels]
+    return cnp.PyArray_EMPTY(
+        2, shape, cnp.NPY_FLOAT if x.dtype == cbn_c.CBN_FLOAT32 else cnp.NPY_DOUBLE, 0)
+
+
+cdef object float64_channels(int rows, Py_ssize_t channels):
+    cdef cnp.npy_intp[2] shape = [rows, channels]
+    return cnp.PyArray_EMPTY(2, shape, cnp.NPY_DOUBLE, 0)
+
+
+cdef object to_float64(double *to, object parameter, Py_ssize_t channels):
+    cdef void *data = cnp.PyArray_DATA(<cnp.ndarray> parameter)
+    if cnp.PyArray_TYPE(<cnp.ndarray> parameter) == cnp.NPY_FLOAT:
+        cbn_c.cbn_to_float64(to, <const float *> data, channels)
+    else:
+        memcpy(to, data, channels * sizeof(double))
+
+
+cdef object gradient(const double *values, Py_ssize_t channels, object dtype):
+    """A parameter's gradient in its dtype, float32 or float64; None for None."""
+    if dtype is None:
+        return None
+    cdef cnp.npy_intp[1] shape = [channels]
+    cdef int number = (<cnp.dtype> dtype).num
+    result = cnp.PyArray_EMPTY(1, shape, number, 0)
+    cdef void *data = cnp.PyArray_DATA(<cnp.ndarray> result)
+    if number == cnp.NPY_FLOAT:
+        cbn_c.cbn_to_float32(<float *> data, values, channels)
+    else:
+        memcpy(data, values, channels * sizeof(double))
+    return result
+
+
+def plain_forward(x, gamma, beta, out, double eps, threads):
+    """y, the read-only statistics and gamma as float64 of a plain forward call, else None."""
+    cdef cbn_c.cbn_array x_array, y_array
+    cdef cbn_c.cbn_resources resources
+    cdef cbn_c.cbn_status status
+    cdef double *gamma_data = NULL
+    cdef double *beta_data = NULL
+    if not plain_rows(&x_array, x):
+        return None
+    cdef Py_ssize_t channels = x_array.channels
+    if not (plain_parameter(gamma, channels) and plain_parameter(beta, channels)):
+        return None
+    if out is None:
+        out = empty_like_rows(&x_array)
+        plain_rows(&y_array, out)
+    elif not (plain_output(&y_array, out, &x_array) and apart(out, x) and apart(out, gamma)
+              and apart(out, beta)):
+        return None
+    # mean, mean_low, var, invstd, gamma, beta
+    stats = float64_channels(6, channels)
+    cdef double *first = <double *> cnp.PyArray_DATA(<cnp.ndarray> stats)
+    cdef cbn_c.cbn_statistics statistics = cbn_c.cbn_statistics(
+        first, first + channels, first + 2 * channels, first + 3 * channels, 0)
+    if gamma is not None:
+        gamma_data = first + 4 * channels
+        to_float64(gamma_data, gamma, channels)
+    if beta is not None:
+        beta_data = first + 5 * channels
+        to_float64(beta_data, beta, channels)
+    acquire_for(&resources, &x_array, threads)
+    with nogil:
+        status = cbn_c.cbn_forward(&y_array, &statistics, &x_array, gamma_data, beta_data, eps,
+                                   &no_activation, &resources)
+    release(&resources, status)
+    cnp.PyArray_CLEARFLAGS(<cnp.ndarray> stats, cnp.NPY_ARRAY_WRITEABLE)
+    return out, stats
+
+
+def plain_backward(dy, x, stats, double count, gamma64, gamma, dgamma_dtype, dbeta_dtype, out,
+                   threads):
+    """dx, dgamma and dbeta of a plain backward call, else None."""
+    cdef cbn_c.cbn_array x_array, dy_array, dx_array
+    cdef cbn_c.cbn_resources resources
+    cdef cbn_c.cbn_status status
+    if not (plain_rows(&x_array, x) and plain_rows(&dy_array, dy) and alike(&dy_array, &x_array)):
+        return None
+    cdef Py_ssize_t channels = x_array.channels
+    if cnp.PyArray_DIM(<cnp.ndarray> stats, 1) != channels or not (
+            plain_parameter(gamma, channels) and plain_dtype(dgamma_dtype)
+            and plain_dtype(dbeta_dtype)):
+        return None
+    if out is None:
+        out = empty_like_rows(&x_array)
+        plain_rows(&dx_array, out)
+    elif not (plain_output(&dx_array, out, &x_array)
+              and apart_or_same(out, &dx_array, dy, &dy_array)
+              and apart_or_same(out, &dx_array, x, &x_array) and apart(out, gamma)):
+        return None
+    cdef double *first = <double *> cnp.PyArray_DATA(<cnp.ndarray> stats)
+    cdef cbn_c.cbn_statistics statistics = cbn_c.cbn_statistics(
+        first, first + channels, first + 2 * channels, first + 3 * channels, count)
+    cdef double *gamma_data = NULL
+    if gamma64 is not None:
+        gamma_data = <double *> cnp.PyArray_DATA(<cnp.ndarray> gamma64)
+    sums = float64_channels(2, channels)
+    cdef double *dgamma = <double *> cnp.PyArray_DATA(<cnp.ndarray> sums)
+    cdef double *dbeta = dgamma + channels
+    acquire_for(&resources, &x_array, threads)
+    with nogil:
+        status = cbn_c.cbn_backward(&dx_array, dgamma, dbeta, &dy_array, &x_array, &statistics,
+                                    gamma_data, &resources)
+    release(&resources, status)
+    return out, gradient(dgamma, channels, dgamma_dtype), gradient(dbeta, channels, dbeta_dtype)
+
+
+def plain_inference(x, mean, var, gamma, beta, out, double eps, threads):
+    """y of a plain inference call, else None."""
+    cdef cbn_c.cbn_array x_array, y_array
+    cdef cbn_c.cbn_resources resources
+    cdef cbn_c.cbn_status status
+    cdef double *gamma_data = NULL
+    cdef double *beta_data = NULL
+    if not plain_rows(&x_array, x) or mean is None or var is None:
+        return None
+    cdef Py_ssize_t channels = x_array.channels
+    if not (plain_parameter(mean, channels) and plain_parameter(var, channels)
+            and plain_parameter(gamma, channels) and plain_parameter(beta, channels)):
+        return None
+    stats = float64_channels(6, channels)
+    cdef double *first = <double *> cnp.PyArray_DATA(<cnp.ndarray> stats)
+    cdef cbn_c.cbn_statistics statistics = cbn_c.cbn_statistics(
+        first, first + channels, first + 2 * channels, first + 3 * channels, 0)
+    to_float64(statistics.mean, mean, channels)
+    memset(statistics.mean_low, 0, channels * sizeof(double))
+    to_float64(statistics.var, var, channels)
+    if cbn_c.cbn_any_negative(statistics.var, channels):
+        return None
+    if out is None:
+        out = empty_like_rows(&x_array)
+        plain_rows(&y_array, out)
+    elif not (plain_output(&y_array, out, &x_array)
+              and apart_or_same(out, &y_array, x, &x_array) and apart(out, mean)
+              and apart(out, var) and apart(out, gamma) and apart(out, beta)):
+        return None
+    if gamma is not None:
+        gamma_data = first + 4 * channels
+        to_float64(gamma_data, gamma, channels)
+    if beta is not None:
+        beta_data = first + 5 * channels
+        to_float64(beta_data, beta, channels)
+    acquire_for(&resources, &x_array, threads)
+    with nogil:
+        status = cbn_c.cbn_inference(&y_array, &statistics, &x_array, gamma_data, beta_data, eps,
+                                     &no_activation, &resources)
+    release(&resources, status)
+    return out
+
+
+def plain_inference_backward(dy, x, mean, var, gamma, out, double eps, threads):
+    """dx, dgamma and dbeta of a plain backward call of inference, else None."""
+    cdef cbn_c.cbn_array x_array, dy_array, dx_array
+    cdef cbn_c.cbn_resources resources
+    cdef cbn_c.cbn_status status
+    cdef double *gamma_data = NULL
+    if not (plain_rows(&x_array, x) and plain_rows(&dy_array, dy) and alike(&dy_array, &x_array)
+            and mean is not None and var is not None):
+        return None
+    cdef Py_ssize_t channels = x_array.channels
+    if not (plain_parameter(mean, channels) and plain_parameter(var, channels)
+            and plain_parameter(gamma, channels)):
+        return None
+    # mean, mean_low, var, invstd, gamma, dgamma, dbeta
+    stats = float64_channels(7, channels)
+    cdef double *first = <double *> cnp.PyArray_DATA(<cnp.ndarray> stats)
+    cdef cbn_c.cbn_statistics statistics = cbn_c.cbn_statistics(
+        first, first + channels, first + 2 * channels, first + 3 * channels, 0)
+    to_float64(statistics.mean, mean, channels)
+    memset(statistics.mean_low, 0, channels * sizeof(double))
+    to_float64(statistics.var, var, channels)
+    if cbn_c.cbn_any_negative(statistics.var, channels):
+        return None
+    if out is None:
+        out = empty_like_rows(&x_array)
+        plain_rows(&dx_array, out)
+    elif not (plain_output(&dx_array, out, &x_array)
+              and apart_or_same(out, &dx_array, dy, &dy_array)
+              and apart_or_same(out, &dx_array, x, &x_array) and apart(out, mean)
+              and apart(out, var) and apart(out, gamma)):
+        return None
+    dtype = (<cnp.ndarray> x).dtype if gamma is None else (<cnp.ndarray> gamma).dtype
+    if gamma is not None:
+        gamma_data = first + 4 * channels
+        to_float64(gamma_data, gamma, channels)
+    cdef double *dgamma = first + 5 * channels
+    cdef double *dbeta = first + 6 * channels
+    acquire_for(&resources, &x_array, threads)
+    with nogil:
+        status = cbn_c.cbn_inference_backward(&dx_array, dgamma, dbeta, &statistics, &dy_array,
+                                              &x_array, gamma_data, eps, &resources)
+    release(&resources, status)
+    return (out, gradient(dgamma, channels, None if gamma is None else dtype),
+            gradient(dbeta, channels, dtype))
