@@ -1,5 +1,6 @@
 """Batch normalization for NumPy: compiled, accurate, the same bytes on any number of threads."""
 
+from cbn import fold
 from cbn._version import __version__
 from cbn.cache import BatchNormCache
 from cbn.derivatives import (
@@ -15,7 +16,10 @@ from cbn.functional import (
     batch_norm_forward,
     batch_norm_inference,
     batch_norm_inference_backward,
+    lengths_to_mask,
 )
+from cbn.layer import BatchNorm
+from cbn.moments import Moments, update_running_stats
 from cbn.runtime import (
     get_num_threads,
     num_threads,
@@ -25,7 +29,9 @@ from cbn.runtime import (
 )
 
 __all__ = [
+    "BatchNorm",
     "BatchNormCache",
+    "Moments",
     "StagedGradients",
     "__version__",
     "batch_norm_backward",
@@ -37,9 +43,12 @@ __all__ = [
     "batch_norm_inference_cache",
     "batch_norm_jacobian",
     "batch_norm_jvp",
+    "fold",
     "get_num_threads",
+    "lengths_to_mask",
     "num_threads",
     "set_num_threads",
     "show_config",
     "show_runtime",
+    "update_running_stats",
 ]

@@ -1,0 +1,339 @@
+"""Moments of a batch as mergeable values, and the running statistics made of them; docs/math.md.
+
+Design: a Moments is a few numbers a channel in float64, the variance instead of the sum of squares
+m2, since m2 overflows sooner and is one product away. The mean is a sum of two numbers, so that
+merging many blocks far from zero loses nothing that the variance needs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cbn import _check, _check_state, _passes
+from cbn._statistics import inverse_std, merge
+from cbn.cache import BatchNormCache
+from cbn.runtime import resolve_threads
+
+# A float of its own, by which a momentum that was given is told from the default.
+DEFAULT_MOMENTUM = float("0.1")
+
+
+class Moments:
+    """Count, mean and variance of a set of rows; disjoint sets merge exactly, equation (44).
+
+    Parameters
+    ----------
+    count : int or float
+        Rows, or the sum of their weights; >= 0.
+    mean, m2 : array_like, shape (D,)
+        Mean, and sum of the squared distances from it (>= 0), of any real floating dtype. With
+        count 0 there are none, and zeros take their place.
+    mean_low : array_like, shape (D,), optional
+        What mean leaves out.
+
+    Attributes
+    ----------
+    count : int or float
+    mean, mean_low, m2 : ndarray of float64, shape (D,)
+        Read-only; mean + mean_low is the mean to twice float64's precision.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A wrong shape or dtype, a negative count or m2.
+
+    Examples
+    --------
+    >>> import numpy as np, cbn
+    >>> m = cbn.Moments.from_batch(np.array([[1.0], [3.0]]))
+    >>> m.update(np.array([[8.0]]))
+    Moments(count=3, mean=[4.], m2=[26.])
+    >>> m.var(correction=1)
+    array([13.])
+    """
+
+    __slots__ = ("_stats", "count")
+
+    def __init__(
+        self, count: float, mean: ArrayLike, m2: ArrayLike, mean_low: ArrayLike | None = None
+    ) -> None:
+        count, mean, mean_low, m2 = _check_state.moments(count, mean, mean_low, m2)
+        stats = np.zeros((3, len(mean)))
+        if count:
+            stats[0] = mean
+            stats[1] = 0 if mean_low is None else mean_low
+            stats[2] = m2
+            stats[2] /= count
+        self._set(count, stats)
+
+    def _set(self, count: float, stats: NDArray[np.float64]) -> Moments:
+        stats.flags.writeable = False  # for m.mean *= 0.9 would be silent
+        self.count = count
+        self._stats = stats
+        return self
+
+    @classmethod
+    def _of(cls, count: float, stats: NDArray[np.float64]) -> Moments:
+        """Of the rows mean, mean_low and var of stats; (3, D), not copied."""
+        return cls.__new__(cls)._set(count, stats if count else np.zeros_like(stats))
+
+    @classmethod
+    def from_batch(
+        cls,
+        x: ArrayLike,
+        axis: int | None = None,
+        mask: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        num_threads: int | None = None,
+    ) -> Moments:
+        """The moments of a batch, equation (43).
+
+        Parameters
+        ----------
+        x, axis, mask, sample_weight, num_threads
+            As for `batch_norm_forward`.
+
+        Returns
+        -------
+        Moments
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `batch_norm_forward`.
+        """
+        x = _check.real_array("x", x)
+        axis = _check.batch(x, axis)
+        mask = _check.mask(mask, x.shape, axis)
+        weight = _check.sample_weight(sample_weight, mask, x.shape, axis)
+        threads = resolve_threads(num_threads)
+        count, stats = _passes.statistics(x, axis, mask, weight, threads)
+        return cls._of(count, stats[:3])
+
+    @classmethod
+    def from_cache(cls, cache: BatchNormCache) -> Moments:
+        """The moments of the batch of a training forward call, which has computed them.
+
+        Parameters
+        ----------
+        cache : BatchNormCache
+            As returned by `batch_norm_forward`.
+
+        Returns
+        -------
+        Moments
+
+        Raises
+        ------
+        ValueError
+            A cache of given statistics.
+        TypeError
+            cache of another type.
+        """
+        _check.cache(cache, BatchNormCache)
+        _check_state.of_batch(cache.count)
+        return cls._of(cache.count, np.array([cache.mean, cache.mean_low, cache.var]))
+
+    def update(
+        self,
+        x: ArrayLike,
+        axis: int | None = None,
+        mask: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        num_threads: int | None = None,
+    ) -> Moments:
+        """Take in one more batch, as `from_batch` and `merge` do; returns self."""
+        return self.merge(Moments.from_batch(x, axis, mask, sample_weight, num_threads))
+
+    def merge(self, other: Moments) -> Moments:
+        """Take in the moments of rows that are not yet in these, equation (44).
+
+        Parameters
+        ----------
+        other : Moments
+            Of as many channels; with count 0 it changes nothing.
+
+        Returns
+        -------
+        Moments
+            self.
+
+        Raises
+        ------
+        ValueError
+            Another number of channels.
+        TypeError
+            other is no Moments.
+
+        Notes
+        -----
+        Any order of merging gives the same up to rounding; the same order, the same bytes.
+        """
+        _check_state.mergeable(other, Moments, self._stats.shape[1])
+        if other.count == 0:
+            return self
+        if self.count == 0:
+            return self._set(other.count, other._stats)
+        stats = merge(self.count, self._stats, other.count, other._stats)
+        return self._set(self.count + other.count, stats)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        return self._stats[0]
+
+    @property
+    def mean_low(self) -> NDArray[np.float64]:
+        return self._stats[1]
+
+    @property
+    def m2(self) -> NDArray[np.float64]:
+        with np.errstate(over="ignore"):
+            m2 = self._stats[2] * self.count
+        m2.flags.writeable = False
+        return m2
+
+    def var(self, correction: float = 0) -> NDArray[np.float64]:
+        """The variance m2 / (count - correction).
+
+        Parameters
+        ----------
+        correction : float
+            0 for the biased variance, which normalizes; 1 for the unbiased estimate.
+
+        Returns
+        -------
+        ndarray of float64, shape (D,)
+
+        Raises
+        ------
+        ValueError
+            If count <= correction.
+        """
+        correction = _check_state.correction(correction, self.count)
+        with np.errstate(over="ignore"):
+            return self._stats[2] * (self.count / (self.count - correction))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Moments):
+            return NotImplemented
+        same = np.array_equal(self._stats, other._stats, equal_nan=True)
+        return same and self.count == other.count
+
+    __hash__ = None
+
+    def __reduce__(self):
+        return Moments._of, (self.count, self._stats)
+
+    def __repr__(self) -> str:
+        return f"Moments(count={self.count}, mean={self.mean}, m2={self.m2})"
+
+
+def update_running_stats(
+    running_mean: NDArray,
+    running_var: NDArray,
+    m: Moments,
+    *,
+    momentum: float | None = DEFAULT_MOMENTUM,
+    correction: float = 1,
+    skip_nonfinite: bool = False,
+    decay: float | None = None,
+    num_batches_tracked: int | None = None,
+) -> bool:
+    """Average in place, where momentum weighs the NEW value as in PyTorch, equation (47).
+
+    ONNX, Keras and the course cs231n call by that name the weight of the old value: give that as
+    ``decay``.
+
+    ``running_mean = (1 - momentum) * running_mean + momentum * m.mean``, and running_var likewise
+    with ``m.var(correction)``.
+
+    Parameters
+    ----------
+    running_mean, running_var : ndarray of float16, bfloat16, float32 or float64, shape (D,)
+        Written to, in their own dtypes; the arithmetic is float64.
+    m : Moments
+        Of the batch.
+    momentum : float or None
+        From 0 to 1; None is the plain average over all batches so far, equation (48).
+    correction : float
+        See `Moments.var`.
+    skip_nonfinite : bool
+        Leave both as they are if the mean or the variance of any channel is not finite, or not in
+        their dtypes.
+    decay : float, optional
+        1 - momentum, in its place.
+    num_batches_tracked : int, optional
+        The number of batches, this one included; needed, and looked at, for momentum=None only.
+
+    Returns
+    -------
+    bool
+        Whether they were updated: not if the batch was skipped, or m.count is 0.
+
+    Raises
+    ------
+    ValueError
+        A wrong length, count <= correction, arrays that are read-only or overlap, a momentum
+        outside 0 to 1.
+    TypeError
+        Both momentum and decay, another dtype, not an array, momentum=None without
+        num_batches_tracked.
+
+    Notes
+    -----
+    Nothing has been written when it raises.
+
+    Examples
+    --------
+    >>> import numpy as np, cbn
+    >>> mean, var = np.zeros(1), np.ones(1)
+    >>> m = cbn.Moments.from_batch(np.array([[1.0], [3.0]]))
+    >>> cbn.update_running_stats(mean, var, m, momentum=0.5)
+    True
+    >>> mean, var
+    (array([1.]), array([1.5]))
+    """
+    _check_state.is_moments("m", m, Moments)
+    momentum = _check_state.momentum(momentum, decay, DEFAULT_MOMENTUM)
+    if momentum is None:
+        momentum = 1 / _check_state.batches_tracked(num_batches_tracked)
+    _check_state.running(running_mean, running_var, m._stats.shape[1])
+    if m.count == 0:
+        return False
+    var = m.var(correction)
+    if skip_nonfinite and not (_fits(m.mean, running_mean) and _fits(var, running_var)):
+        return False
+    keep = 1 - momentum
+    with np.errstate(over="ignore", invalid="ignore"):
+        running_mean[...] = np.multiply(running_mean, keep, dtype=np.float64) + momentum * m.mean
+        running_var[...] = np.multiply(running_var, keep, dtype=np.float64) + momentum * var
+    return True
+
+
+def _fits(values: NDArray, target: NDArray) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(values.astype(target.dtype)).all())
+
+
+def renormalization(
+    m: Moments,
+    running_mean: NDArray,
+    running_var: NDArray,
+    eps: float,
+    r_max: float,
+    d_max: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """r and d of batch renormalization: xhat * r + d is x by the running statistics, if unclipped.
+
+    Ioffe 2017, algorithm 1: r = std / running_std within [1/r_max, r_max] and
+    d = (mean - running_mean) / running_std within [-d_max, d_max], where std = sqrt(var + eps).
+    """
+    _check_state.clipping(r_max, d_max)
+    _check_state.running(running_mean, running_var, m._stats.shape[1])
+    mean, mean_low, var = m._stats
+    invstd = inverse_std(running_var, eps)
+    with np.errstate(over="ignore", invalid="ignore"):
+        r = np.clip(np.sqrt(var + eps) * invstd, 1 / r_max, r_max)
+        d = np.clip(((mean - running_mean) + mean_low) * invstd, -d_max, d_max)
+    return r, d
