@@ -20,7 +20,10 @@ static piece piece_at(const cbn_array_access *a, ptrdiff_t position, ptrdiff_t c
     const ptrdiff_t at = a->positions == NULL ? position : a->positions[position];
     const ptrdiff_t offset = cbn_offset(array, at, &run, &step) + channel * array->channel_stride;
     piece p = {(char *)array->data + offset, step, least(run, cols)};
-    if (a->run == 1) {
+    if (a->dense) {
+        p.step = (ptrdiff_t)a->kernels->itemsize;
+        p.length = cols;
+    } else if (a->run == 1) {
         p.step = array->channel_stride;
         p.length = least(array->channels - channel, cols);
     } else {
@@ -37,7 +40,7 @@ static char *locate(const cbn_access *access, ptrdiff_t position, ptrdiff_t colu
     }
     const piece p = piece_at(a, position, column, cols);
     const int touches = p.step == (ptrdiff_t)a->kernels->itemsize || cols == 1;
-    return a->dense || (touches && p.length == cols) ? p.data : NULL;
+    return touches && p.length == cols ? p.data : NULL;
 }
 
 static void read_row(const cbn_access *access, void *to_, ptrdiff_t position, ptrdiff_t column,
@@ -64,18 +67,27 @@ static void write_row(const cbn_access *access, const void *from_, ptrdiff_t pos
     }
 }
 
+/* In whole rows of the array, or where `run` is all of its inner axis. */
+static int is_dense(const cbn_array *array, ptrdiff_t itemsize, ptrdiff_t run)
+{
+    const int last = array->dims - 1;
+    if (run == 1) {
+        return array->dims == 1 && array->channel_stride == itemsize &&
+               array->strides[0] == array->channels * itemsize;
+    }
+    return run == array->inner && array->shape[last] == run && array->strides[last] == itemsize &&
+           array->channel_stride == run * itemsize;
+}
+
 cbn_array_access cbn_access_to(const cbn_array *array, const cbn_kernels *kernels,
                                const ptrdiff_t *positions, ptrdiff_t run)
 {
     const ptrdiff_t itemsize = (ptrdiff_t)kernels->itemsize;
-    const int native = cbn_is_native(array, kernels->itemsize), last = array->dims - 1;
-    return (cbn_array_access){
-        .access = {locate, read_row, write_row},
-        .array = array,
-        .kernels = kernels,
-        .positions = positions,
-        .run = run,
-        .native = native,
-        .dense = native && run > 1 && run == array->inner && array->shape[last] == run &&
-                 array->strides[last] == itemsize && array->channel_stride == run * itemsize};
+    return (cbn_array_access){.access = {locate, read_row, write_row},
+                              .array = array,
+                              .kernels = kernels,
+                              .positions = positions,
+                              .run = run,
+                              .native = cbn_is_native(array, kernels->itemsize),
+                              .dense = positions == NULL && is_dense(array, itemsize, run)};
 }

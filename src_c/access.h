@@ -15,7 +15,7 @@ typedef struct cbn_array_access {
     const ptrdiff_t *positions; /* NULL for all */
     ptrdiff_t run;
     int native; /* elements can be used as they lie */
-    int dense;  /* and whole rows, since `run` is all of the inner axis and channels touch */
+    int dense;  /* the elements of a row touch */
 } cbn_array_access;
 
 /* `array` and `kernels` must live as long. */

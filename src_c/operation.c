@@ -84,7 +84,8 @@ cbn_output output_of(const operation *op, int which, const cbn_piece *piece)
     if (o->array == NULL) {
         return (cbn_output){.data = NULL};
     }
-    if (!op->plain && o->access.dense && o->array->dims == 2) {
+    if (!op->plain && op->work.run > 1 && o->access.dense && o->access.native &&
+        o->array->dims == 2) {
         const ptrdiff_t stride = o->array->strides[0], image = piece->position / op->work.run;
         const ptrdiff_t column = piece->column * (ptrdiff_t)op->kernels->itemsize;
         return (cbn_output){.data = (char *)o->array->data + image * stride + column,
