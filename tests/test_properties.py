@@ -1,9 +1,9 @@
-"""What holds for every batch: invariances to the bit, identities of the gradients, layouts."""
+"""What holds for every batch: invariances to the bit, identities of the gradients."""
 
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cbn
@@ -175,70 +175,3 @@ def test_the_jacobian_is_symmetric(b, eps, seed):
         error = dx_bound(b.x.dtype, one, xhat, b.gamma, invstd)
         bound = bound + (error * np.abs(other)).sum(axis=0)
     within(np.zeros(len(invstd)), products[0] - products[1], bound)
-
-
-# Layouts ------------------------------------------------------------------------------------------
-
-
-@st.composite
-def views(draw, shape, dtype):
-    """A function that lays out an array of this shape: step, direction, order, offset, bytes."""
-    steps = [draw(st.sampled_from([1, 1, 2, 3, -1, -2])) for _ in shape]
-    pads = [draw(st.integers(0, 3)) for _ in shape]
-    order = draw(st.permutations(range(len(shape))))
-    swapped, unaligned = draw(st.booleans()), draw(st.booleans())
-    read_only = draw(st.booleans())
-    kind = np.dtype(dtype).newbyteorder() if swapped else np.dtype(dtype)
-
-    def lay_out(a):
-        sizes = [n * abs(step) + pad for n, step, pad in zip(shape, steps, pads, strict=True)]
-        sizes = [sizes[i] for i in order]
-        memory = bytearray(int(np.prod(sizes)) * kind.itemsize + 1)
-        whole = np.frombuffer(memory, kind, offset=int(unaligned), count=int(np.prod(sizes)))
-        whole = whole.reshape(sizes).transpose(np.argsort(order))
-        view = whole[tuple(
-            slice(pad, pad + n * abs(step)) for n, step, pad in zip(shape, steps, pads, strict=True)
-        )][tuple(slice(None, None, step) for step in steps)]  # fmt: skip
-        view[...] = a
-        view.flags.writeable = not read_only
-        return view
-
-    return lay_out
-
-
-@settings(max_examples=150)
-@given(data=st.data(), dtype=st.sampled_from([np.float16, np.float32, np.float64]))
-def test_any_layout_gives_the_same_bytes(data, dtype):
-    shape = data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple))
-    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
-    b = Batch(shape, dtype, axis=axis, key=data.draw(SEEDS))
-    expected = everything(b, axis=axis)
-    for name in vars(b):
-        a = getattr(b, name)
-        setattr(b, name, data.draw(views(a.shape, dtype))(a))
-    found = everything(b, axis=axis)
-    for name, a in found.items():
-        assert a.dtype == expected[name].dtype and np.ascontiguousarray(a).tobytes() == (
-            np.ascontiguousarray(expected[name]).tobytes()
-        )
-
-
-@settings(max_examples=100)
-@given(data=st.data(), dtype=DTYPES)
-def test_any_layout_of_out(data, dtype):
-    shape = data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple))
-    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
-    b = Batch(shape, dtype, axis=axis, key=data.draw(SEEDS))
-    y, cache = cbn.batch_norm_forward(b.x, b.gamma, b.beta, axis=axis)
-    dx = cbn.batch_norm_backward(b.dy, cache)[0]
-    lay_out = data.draw(views(shape, dtype))
-    out = lay_out(np.zeros(shape, dtype))
-    assume(out.flags.writeable and out.dtype.isnative)
-    assert cbn.batch_norm_forward(b.x, b.gamma, b.beta, axis=axis, out=out)[0] is out
-    assert np.array_equal(out, y)
-    assert cbn.batch_norm_backward(b.dy, cache, out=out)[0] is out
-    assert np.array_equal(out, dx)
-    out = lay_out(b.x)
-    if out.flags.writeable:
-        cbn.batch_norm_forward(out, b.gamma, b.beta, axis=axis, out=out)
-        assert np.array_equal(out, y)
