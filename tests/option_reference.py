@@ -51,12 +51,18 @@ def positions(a, shape, axis):
 
 
 def moments(x, weight):
-    """Sum of the weights, mean and variance of the rows x; zeros where nothing counts."""
+    """Sum of the weights, mean, x - mean and variance of the rows x; zeros where nothing counts.
+
+    The shift by a row that counts keeps a constant column exact and a mean far from zero close.
+    """
     total = weight.sum()
     share = weight / total if total else weight
-    mean = share @ x
-    rest = share @ (x - mean)
-    return total, mean + rest, share @ (x - mean - rest) ** 2
+    start = x[np.argmax(weight > 0)] if total else 0
+    centred = x - start
+    rest = share @ centred
+    centred = centred - rest
+    more = share @ centred
+    return total, start + rest + more, centred - more, share @ (centred - more) ** 2
 
 
 def forward(
@@ -73,6 +79,7 @@ def forward(
     activation=None,
 ):
     """Return y in x's shape and what backward needs, as rows; .mean .var .count are pooled."""
+    axis = -1 if axis is None else axis
     f = SimpleNamespace(shape=x.shape, axis=axis, relu=activation == "relu", eps=eps)
     all_true = np.ones(np.delete(x.shape, axis), bool)
     f.real = positions(all_true if mask is None else mask, x.shape, axis)
@@ -80,7 +87,7 @@ def forward(
     weight = 1 if sample_weight is None else wide(positions(sample_weight, f.shape, axis))
     weight = (f.real * weight).astype(x.dtype)
     f.gamma = np.ones(x.shape[1], x.dtype) if gamma is None else wide(gamma)
-    f.count, f.mean, f.var = moments(x, weight)
+    f.count, f.mean, _, f.var = moments(x, weight)
     size = len(x)
     if virtual_batch_size is not None:
         assert axis % len(f.shape) != 0
@@ -88,9 +95,9 @@ def forward(
     f.groups = [slice(start, start + size) for start in range(0, len(x), size)]
     f.xhat, f.invstd, f.share = np.empty_like(x), np.empty_like(x), np.zeros((len(x), 1), x.dtype)
     for group in f.groups:
-        total, mean, var = moments(x[group], weight[group])
+        total, _, centred, var = moments(x[group], weight[group])
         f.invstd[group] = _invstd(var + eps)
-        f.xhat[group] = (x[group] - mean) * f.invstd[group]
+        f.xhat[group] = centred * f.invstd[group]
         if total:
             f.share[group, 0] = weight[group] / total
     f.y = unrows(_affine(f, beta, residual), f.shape, axis)
@@ -100,12 +107,12 @@ def forward(
 def fixed(x, mean, var, gamma=None, beta=None, *, axis=-1, eps=1e-5, residual=None, activation=None):
     """The same for given statistics, which do not depend on x: inference."""
     f = SimpleNamespace(shape=x.shape, axis=axis, relu=activation == "relu", eps=eps)
-    x, var = wide(rows(x, axis)), wide(var)
+    x, mean, var = wide(rows(x, axis)), wide(mean), wide(var)
     f.real, f.groups = np.ones(len(x), bool), [slice(0, len(x))]
     f.gamma = np.ones(x.shape[1], x.dtype) if gamma is None else wide(gamma)
     f.share = np.zeros((len(x), 1), x.dtype)
     f.invstd = np.broadcast_to(_invstd(var + eps), x.shape)
-    f.xhat = (x - wide(mean)) * f.invstd
+    f.xhat = (x - mean) * f.invstd
     f.y = unrows(_affine(f, beta, residual), f.shape, axis)
     return f
 

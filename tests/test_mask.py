@@ -189,7 +189,7 @@ def test_lengths_to_mask(lengths):
     assert mask.tolist() == [[t < n for t in range(5)] for n in lengths]
 
 
-@pytest.mark.parametrize("lengths", [[3, -1], [6], [[1, 2]]], ids=str)
+@pytest.mark.parametrize("lengths", [[3, -1], [6], [2**40]], ids=str)
 def test_lengths_out_of_range(lengths):
     with pytest.raises(ValueError, match="lengths: expected"):
         cbn.lengths_to_mask(lengths, 5)
