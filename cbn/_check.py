@@ -258,7 +258,7 @@ def mask(value: Any, shape: tuple[int, ...], axis: int) -> np.ndarray | None:
     array = _array("mask", value)
     if array.dtype != np.bool_:
         raise TypeError(f"mask: expected a bool array, got {array.dtype}")
-    return _of_positions("mask", array, shape, axis)
+    return _of_positions("mask", array, shape, axis).copy()
 
 
 def sample_weight(
@@ -286,13 +286,9 @@ def virtual_batch_size(value: Any, axis: int) -> int | None:
     return threads(value, "virtual_batch_size")
 
 
-def reversible(gamma: np.ndarray | None, relu: bool, residual: Any, weight: Any) -> None:
+def reversible(gamma: np.ndarray | None, relu: bool, residual: Any) -> None:
     """What out=x needs, for backward to find xhat in y."""
-    for name, given in {
-        "activation": relu,
-        "residual": residual is not None,
-        "sample_weight": weight is not None,
-    }.items():
+    for name, given in {"activation": relu, "residual": residual is not None}.items():
         if given:
             raise ValueError(f"{name}: expected None with out=x, since backward works from y then")
     if gamma is not None and not (gamma != 0).all():

@@ -264,14 +264,14 @@ def _pooled(caches: list[BatchNormCache], eps: float) -> tuple[float, _Channels]
 def _backward_of_groups(
     dx: NDArray, dresidual: NDArray | None, dy: NDArray, cache: BatchNormCache, threads: int
 ) -> Sums:
-    sums = Sums(*np.zeros((2, cache._stats.shape[1])))
+    total, low = np.zeros((2, 2, cache._stats.shape[1]))
     for part, group in cache._options.groups:
         of_part = None if dresidual is None else dresidual[part]
-        for total, term in zip(
-            sums, backward(dx[part], of_part, dy[part], group, threads), strict=True
-        ):
-            total += term
-    return sums
+        total, lost = two_sum(
+            total, np.array(backward(dx[part], of_part, dy[part], group, threads))
+        )
+        low += lost
+    return Sums(*np.where(np.isfinite(low), total + low, total))
 
 
 # Weights ------------------------------------------------------------------------------------------
@@ -321,21 +321,23 @@ def _weighted_backward(
     threads: int,
 ) -> None:
     """dx_i = scale (dy_i - w_i sum(dy) / W - w_i xhat_i sum(dy xhat) / W); sums are filled in."""
-    options, axis, stats = cache._options, cache.axis, cache._stats
+    options, axis = cache._options, cache.axis
+    stats = _statistics_of_y(cache)[0] if options.in_place else cache._stats
     dtype = _check.kernel_dtype(x.dtype)
     scale = cache.invstd if cache._gamma is None else cache._gamma * cache.invstd
     if options.relu:
         call = Call(cache._gamma, options.beta, cache._gamma, cache.eps, axis, threads)
         y = new_array(x, zeros=True)
-        inference(y, x, stats.copy(), call, options.residual, True, options.positions)
+        inference(y, x, cache._stats.copy(), call, options.residual, True, options.positions)
         dy = np.where(y > 0, dy, np.zeros((), dy.dtype))
     values, gradient = computed(x, dtype), computed(dy, dtype)
     _core.backward_sums(*sums, gradient, values, axis, stats, options.positions, threads)
     t = np.zeros(x.shape, dtype)
     along_one = -scale * sums.dy / cache.count
     along_xhat = -scale * sums.dy_xhat / cache.count
+    affine = fixed_statistics(stats[0], 1, stats.shape[1], stats[1])
     _core.inference(
-        *(t, stats.copy(), values, axis, along_xhat, along_one, cache.eps, None, False),
+        *(t, affine, values, axis, along_xhat * stats[3], along_one, 0.0, None, False),
         *(options.positions, threads),
     )
     t *= options.weight.astype(dtype)

@@ -78,7 +78,7 @@ def batch_norm_forward(
         y = max(0, y); backward recomputes the sign and needs no mask.
     out : ndarray, optional
         Where to put y: of x's shape and y's dtype, writable. With x itself, backward works from y:
-        gamma must not have a zero, and there can be no activation, residual or sample_weight.
+        gamma must not have a zero, and there can be no activation or residual.
     num_threads : int, optional
         Threads for this call, see `get_num_threads`.
 
@@ -142,7 +142,7 @@ def batch_norm_forward(
     )
     in_place = out is not None and _check.same_memory(out, x)
     if in_place:
-        _check.reversible(gamma, relu, residual, weight)
+        _check.reversible(gamma, relu, residual)
     call = _passes.Call(gamma, beta, float64(gamma, copy=True), eps, axis, threads)
     positions = _passes.positions_of(mask)
     beta64 = float64(beta, copy=True)

@@ -104,7 +104,9 @@ def forward(
     return f
 
 
-def fixed(x, mean, var, gamma=None, beta=None, *, axis=-1, eps=1e-5, residual=None, activation=None):
+def fixed(
+    x, mean, var, gamma=None, beta=None, *, axis=-1, eps=1e-5, residual=None, activation=None
+):
     """The same for given statistics, which do not depend on x: inference."""
     f = SimpleNamespace(shape=x.shape, axis=axis, relu=activation == "relu", eps=eps)
     x, mean, var = wide(rows(x, axis)), wide(mean), wide(var)

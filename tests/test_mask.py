@@ -182,7 +182,9 @@ def test_out_and_threads(dtype):
 # Lengths and errors -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lengths", [[3, 0, 5], [5], np.arange(0), np.array([1, 2], np.uint8)], ids=str)
+@pytest.mark.parametrize(
+    "lengths", [[3, 0, 5], [5], np.arange(0), np.array([1, 2], np.uint8)], ids=str
+)
 def test_lengths_to_mask(lengths):
     mask = cbn.lengths_to_mask(lengths, 5)
     assert mask.dtype == bool and mask.shape == (len(lengths), 5)
