@@ -71,9 +71,9 @@ LAYOUTS = {
 
 def laid(b, lay_out):
     """The Batch with every array in other memory."""
-    copy = object.__new__(Batch)
-    vars(copy).update((name, lay_out(a)) for name, a in vars(b).items())
-    return copy
+    other = object.__new__(Batch)
+    vars(other).update((name, lay_out(a)) for name, a in vars(b).items())
+    return other
 
 
 # Values -------------------------------------------------------------------------------------------
@@ -148,10 +148,8 @@ def test_broadcast_inputs(shape, axis, dtype, kept):
     chosen = {"nothing": [], "the first axis": [0], "channels": [channels]}
     keep = chosen.get(kept, [i for i in range(len(shape)) if i != channels])
     first = tuple(slice(None) if i in keep else slice(1) for i in range(len(shape)))
-    for name in ("x", "dy"):
-        a = b.x if name == "x" else b.dy
-        setattr(b, name, np.broadcast_to(a[first], shape))
-        assert 0 in getattr(b, name).strides
+    b.x, b.dy = (np.broadcast_to(a[first], shape) for a in (b.x, b.dy))
+    assert 0 in b.x.strides
     same_bytes(everything(b, axis=axis), everything(laid(b, np.ascontiguousarray), axis=axis))
 
 

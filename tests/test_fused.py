@@ -209,6 +209,19 @@ def test_residuals_of_another_shape(shape):
     assert np.all(out == 5)
 
 
+def test_out_may_not_be_a_part_of_the_residual():
+    b = Batch((40, 5), np.float64)
+    memory = np.zeros((41, 5))
+    fixed = (b.x, b.mean, b.var, b.gamma, b.beta)
+    for call in (
+        lambda **options: cbn.batch_norm_forward(b.x, b.gamma, b.beta, **options),
+        lambda **options: cbn.batch_norm_inference(*fixed, **options),
+    ):
+        with pytest.raises(ValueError, match="out: expected"):
+            call(residual=memory[1:], out=memory[:-1])
+    assert not memory.any()
+
+
 def test_residuals_are_real():
     with pytest.raises(TypeError, match="residual: expected"):
         cbn.batch_norm_forward(np.ones((4, 3)), residual=np.ones((4, 3), complex))
