@@ -13,13 +13,15 @@ from cbn.derivatives import (
 )
 from cbn.functional import (
     batch_norm_backward,
+    batch_norm_backward_apply,
     batch_norm_forward,
     batch_norm_inference,
     batch_norm_inference_backward,
+    batch_norm_normalize,
     lengths_to_mask,
 )
 from cbn.layer import BatchNorm
-from cbn.moments import Moments, update_running_stats
+from cbn.moments import BackwardSums, Moments, update_running_stats
 from cbn.runtime import (
     get_num_threads,
     num_threads,
@@ -29,12 +31,14 @@ from cbn.runtime import (
 )
 
 __all__ = [
+    "BackwardSums",
     "BatchNorm",
     "BatchNormCache",
     "Moments",
     "StagedGradients",
     "__version__",
     "batch_norm_backward",
+    "batch_norm_backward_apply",
     "batch_norm_backward_staged",
     "batch_norm_double_backward",
     "batch_norm_forward",
@@ -43,6 +47,7 @@ __all__ = [
     "batch_norm_inference_cache",
     "batch_norm_jacobian",
     "batch_norm_jvp",
+    "batch_norm_normalize",
     "fold",
     "get_num_threads",
     "lengths_to_mask",

@@ -54,20 +54,44 @@ def moments(
     return count, mean, _check.parameter("mean_low", mean_low, channels), m2
 
 
+def backward_sums(count: Any, *sums: Any) -> tuple[float, np.ndarray, np.ndarray]:
+    """Count and per-channel values that can be the sums of backward."""
+    if not 0 <= _real("count", count) < math.inf:
+        raise ValueError(f"count: expected a finite number >= 0, got {count}")
+    sum_dy = _check._array("sum_dy", sums[0])
+    if sum_dy.ndim != 1:
+        raise ValueError(f"sum_dy: expected shape (D,), got {sum_dy.shape}")
+    return count, *(
+        _check._statistic(name, value, len(sum_dy))
+        for name, value in zip(("sum_dy", "sum_dy_xhat"), sums, strict=True)
+    )
+
+
 def of_batch(count: float) -> None:
     if math.isinf(count):
         raise ValueError("cache: expected that of batch_norm_forward, got one of given statistics")
 
 
-def is_moments(name: str, value: Any, kind: type) -> None:
+def is_kind(name: str, value: Any, kind: type) -> None:
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
 
 
 def mergeable(other: Any, kind: type, channels: int) -> None:
-    is_moments("other", other, kind)
-    if len(other.mean) != channels:
-        raise ValueError(f"other: expected {channels} channels, got {len(other.mean)}")
+    is_kind("other", other, kind)
+    given = len(other._channels)
+    if given != channels:
+        raise ValueError(f"other: expected {channels} channels, got {given}")
+
+
+def of_channels(name: str, value: Any, kind: type, channels: int) -> None:
+    """What holds statistics or sums of that many channels, and of some values."""
+    is_kind(name, value, kind)
+    given = len(value._channels)
+    if given != channels:
+        raise ValueError(f"{name}: expected {channels} channels, got {given}")
+    if not value.count > 0:
+        raise ValueError(f"{name}: expected a count > 0, got {value.count}")
 
 
 def correction(value: Any, count: float = math.inf) -> float:

@@ -78,6 +78,19 @@ def backward_sums(
     positions: _Positions,
     threads: int,
 ) -> None: ...
+def backward_apply(
+    dx: NDArray,
+    dy: NDArray,
+    x: NDArray,
+    axis: int,
+    stats: _Channels,
+    count: float,
+    gamma: _Channels | None,
+    sum_dy_xhat: _Channels,
+    sum_dy: _Channels,
+    positions: _Positions,
+    threads: int,
+) -> None: ...
 def inference_backward(
     dx: NDArray,
     dgamma: _Channels,

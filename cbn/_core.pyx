@@ -201,6 +201,24 @@ def backward_sums(double[::1] sum_dy_xhat not None, double[::1] sum_dy not None,
     release(&resources, status)
 
 
+def backward_apply(dx, dy, x, int axis, const double[:, ::1] stats not None, double count,
+                   const double[::1] gamma, double[::1] sum_dy_xhat not None,
+                   double[::1] sum_dy not None, const Py_ssize_t[::1] positions, int threads):
+    cdef cbn_c.cbn_array dx_array, dy_array, x_array
+    cdef cbn_c.cbn_statistics statistics = statistics_of(stats, count)
+    cdef const double *gamma_data = pointer_or_null(gamma)
+    cdef cbn_c.cbn_resources resources
+    cdef cbn_c.cbn_status status
+    array_of(&dx_array, dx, axis)
+    array_of(&dy_array, dy, axis)
+    array_of(&x_array, x, axis)
+    acquire_some(&resources, &x_array, positions, threads)
+    with nogil:
+        status = cbn_c.cbn_backward_apply(&dx_array, &dy_array, &x_array, &statistics, gamma_data,
+                                          &sum_dy_xhat[0], &sum_dy[0], &resources)
+    release(&resources, status)
+
+
 def inference_backward(dx, double[::1] dgamma not None, double[::1] dbeta not None,
                        double[:, ::1] stats not None, dy, x, int axis,
                        const double[::1] gamma, double eps, int threads):

@@ -84,10 +84,8 @@ def inference_backward(
     call: Call,
 ) -> None:
     """dx and the sums of given statistics, (42)."""
-    dtype = native = dx.dtype.newbyteorder("=")
-    if dy.dtype.newbyteorder("=") != native:
-        dtype = _check.kernel_dtype(native)
-    out = dx if dtype == native else np.empty(dx.shape, dtype)
+    dtype = _common_dtype(dy, x)
+    out = dx if dtype == dx.dtype.newbyteorder("=") else np.empty(dx.shape, dtype)
     _core.inference_backward(
         *(out, dgamma, dbeta, stats, computed(dy, dtype), computed(x, dtype), call.axis),
         *(call.gamma64, call.eps, call.threads),
@@ -152,7 +150,7 @@ def backward(
     if options.groups:
         return _backward_of_groups(dx, dresidual, dy, cache, threads)
     native = _check.result_dtype(cache.x.dtype)
-    if dy.dtype.newbyteorder("=") != native and _check.kernel_dtype(cache.x.dtype) != native:
+    if _common_dtype(dy, cache.x) != native:
         return _wide_backward(dx, dresidual, dy, cache, threads)
     sums = Sums(*np.zeros((2, cache._stats.shape[1])))
     if not sums.dy.size or cache.count == 0:
@@ -183,6 +181,37 @@ def backward(
     if dresidual is not None:
         blank(dresidual, options.mask)
     return sums
+
+
+def sums_of(dy: NDArray, cache: BatchNormCache, threads: int) -> Sums:
+    """The sums of `backward` alone, of a cache without options."""
+    sums = Sums(*np.zeros((2, cache._stats.shape[1])))
+    if sums.dy.size:
+        dtype = _common_dtype(dy, cache.x)
+        arrays = computed(dy, dtype), computed(cache.x, dtype)
+        _core.backward_sums(*sums, *arrays, cache.axis, cache._stats, None, threads)
+    return sums
+
+
+def apply_sums(
+    dx: NDArray, dy: NDArray, cache: BatchNormCache, count: float, sums: Sums, threads: int
+) -> None:
+    """dx of sums over `count` values per channel, of a cache without options."""
+    dtype = _common_dtype(dy, cache.x)
+    out = dx if dtype == dx.dtype.newbyteorder("=") else np.empty(dx.shape, dtype)
+    if sums.dy.size:
+        arrays = out, computed(dy, dtype), computed(cache.x, dtype)
+        _core.backward_apply(
+            *(*arrays, cache.axis, cache._stats, count, cache._gamma, *sums, None, threads)
+        )
+    if out is not dx:
+        round_to(dx, out)
+
+
+def _common_dtype(dy: NDArray, x: NDArray) -> np.dtype:
+    """x's, or for a half x and a dy of another dtype, which keeps its bits, float32."""
+    native = _check.result_dtype(x.dtype)
+    return native if dy.dtype.newbyteorder("=") == native else _check.kernel_dtype(x.dtype)
 
 
 def _wide_backward(

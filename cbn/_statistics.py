@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 
 def two_sum(a: NDArray, b: NDArray) -> tuple[NDArray, NDArray]:
-    """a + b as the nearest number and what it leaves out (Knuth's two-sum)."""
-    total = a + b
-    b_in_total = total - a
-    return total, (a - (total - b_in_total)) + (b - b_in_total)
+    """a + b as the nearest number and what it leaves out (Knuth's two-sum), NaN past infinity."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = a + b
+        b_in_total = total - a
+        return total, (a - (total - b_in_total)) + (b - b_in_total)
 
 
 def inverse_std(var: NDArray, eps: float) -> NDArray[np.float64]:

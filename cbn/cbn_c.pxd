@@ -70,6 +70,10 @@ cdef extern from "cbn.h" nogil:
     cbn_status cbn_backward_sums(double *sum_dy_xhat, double *sum_dy, const cbn_array *dy,
                                  const cbn_array *x, const cbn_statistics *statistics,
                                  const cbn_resources *resources)
+    cbn_status cbn_backward_apply(cbn_array *dx, const cbn_array *dy, const cbn_array *x,
+                                  const cbn_statistics *statistics, const double *gamma,
+                                  double *sum_dy_xhat, double *sum_dy,
+                                  const cbn_resources *resources)
     cbn_status cbn_inference_backward(cbn_array *dx, double *dgamma, double *dbeta,
                                       const cbn_statistics *statistics, const cbn_array *dy,
                                       const cbn_array *x, const double *gamma, double eps,

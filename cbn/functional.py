@@ -14,9 +14,10 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cbn import _check, _core, _passes
+from cbn import _check, _check_state, _core, _passes
 from cbn._arrays import computed, float64, gradient, new_array
 from cbn.cache import BatchNormCache, ForwardOptions
+from cbn.moments import BackwardSums, Moments
 from cbn.runtime import get_num_threads, resolve_threads
 
 
@@ -208,6 +209,103 @@ def batch_norm_backward(
     dgamma = gradient(sums.dy_xhat, cache._gamma_dtype)
     dbeta = gradient(sums.dy, cache._beta_dtype)
     return (dx, dgamma, dbeta) if dresidual is None else (dx, dgamma, dbeta, dresidual)
+
+
+def batch_norm_normalize(
+    x: ArrayLike,
+    m: Moments,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: int | None = None,
+    eps: float = 1e-5,
+    out: NDArray | None = None,
+    num_threads: int | None = None,
+) -> tuple[NDArray, BatchNormCache]:
+    """Forward with given moments: of a batch of which x is a part, equations (3)-(5).
+
+    Parameters
+    ----------
+    x, gamma, beta, axis, eps, num_threads
+        As for `batch_norm_forward`.
+    m : Moments
+        Of the whole batch.
+    out : ndarray, optional
+        Where to put y; not x itself, which backward needs.
+
+    Returns
+    -------
+    y : ndarray
+        Of x's shape and dtype.
+    cache : BatchNormCache
+        With m's statistics and count, for `BackwardSums.from_batch` and
+        `batch_norm_backward_apply`.
+
+    Raises
+    ------
+    ValueError
+        m of another number of channels or of no values, and as `batch_norm_forward`.
+    TypeError
+        m is no Moments, and as `batch_norm_forward`.
+    """
+    x = _check.real_array("x", x)
+    axis = _check.batch(x, axis)
+    channels = x.shape[axis]
+    _check_state.of_channels("m", m, Moments, channels)
+    gamma = _check.parameter("gamma", gamma, channels)
+    beta = _check.parameter("beta", beta, channels)
+    eps = _check.epsilon(eps)
+    threads = resolve_threads(num_threads)
+    y = _output(out, x, {}, x=x, gamma=gamma, beta=beta)
+    stats = _passes.fixed_statistics(m.mean, m.var(), channels, m.mean_low)
+    call = _passes.Call(gamma, beta, float64(gamma, copy=True), eps, axis, threads)
+    if channels:
+        _passes.inference(y, x, stats, call)
+    stats.flags.writeable = False
+    return y, BatchNormCache(x, stats, call.gamma64, gamma, beta, eps, axis, m.count)
+
+
+def batch_norm_backward_apply(
+    dy: ArrayLike,
+    cache: BatchNormCache,
+    s: BackwardSums,
+    *,
+    out: NDArray | None = None,
+    num_threads: int | None = None,
+) -> tuple[NDArray, NDArray | None, NDArray | None]:
+    """Backward with given sums: those of a batch of which dy is a part, equation (16).
+
+    Parameters
+    ----------
+    dy, out, num_threads
+        As for `batch_norm_backward`.
+    cache : BatchNormCache
+        Of this part, with the statistics of the whole batch.
+    s : BackwardSums
+        Of the whole batch.
+
+    Returns
+    -------
+    dx : ndarray
+        Of this part.
+    dgamma, dbeta : ndarray of shape (D,), or None
+        Of the whole batch.
+
+    Raises
+    ------
+    ValueError
+        s of another number of channels or of no values, and as `batch_norm_backward`.
+    TypeError
+        s is no BackwardSums, and as `batch_norm_backward`.
+    """
+    _check.plain_cache(cache, BatchNormCache)
+    dy = _check.same_shape("dy", dy, cache.x.shape)
+    _check_state.of_channels("s", s, BackwardSums, cache._stats.shape[1])
+    threads = resolve_threads(num_threads)
+    dx = _output(out, cache.x, {"dy": dy, "x": cache.x}, gamma=cache.gamma)
+    sums = _passes.Sums(s.sum_dy_xhat.copy(), s.sum_dy.copy())
+    _passes.apply_sums(dx, dy, cache, s.count, sums, threads)
+    return dx, gradient(sums.dy_xhat, cache._gamma_dtype), gradient(sums.dy, cache._beta_dtype)
 
 
 def batch_norm_inference(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cbn import _check, _check_state, _passes
-from cbn._statistics import inverse_std, merge
+from cbn._statistics import inverse_std, merge, two_sum
 from cbn.cache import BatchNormCache
 from cbn.runtime import resolve_threads
 
@@ -179,6 +179,10 @@ class Moments:
         return self._set(self.count + other.count, stats)
 
     @property
+    def _channels(self) -> NDArray[np.float64]:
+        return self._stats[0]
+
+    @property
     def mean(self) -> NDArray[np.float64]:
         return self._stats[0]
 
@@ -227,6 +231,130 @@ class Moments:
 
     def __repr__(self) -> str:
         return f"Moments(count={self.count}, mean={self.mean}, m2={self.m2})"
+
+
+class BackwardSums:
+    """The sums that backward needs, of one part of a batch; those of disjoint parts add up, (46).
+
+    Parameters
+    ----------
+    count : int or float
+        Values per channel; >= 0.
+    sum_dy, sum_dy_xhat : array_like, shape (D,)
+        Of any real floating dtype.
+
+    Attributes
+    ----------
+    count : int or float
+    sum_dy, sum_dy_xhat : ndarray of float64, shape (D,)
+        Read-only; dbeta and dgamma of the rows seen.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A wrong shape or dtype, a negative count.
+
+    Examples
+    --------
+    >>> import numpy as np, cbn
+    >>> x, dy = np.array([[1.0], [3.0], [8.0]]), np.array([[1.0], [0.0], [2.0]])
+    >>> m = cbn.Moments.from_batch(x)
+    >>> s = cbn.BackwardSums(0, [0.0], [0.0])
+    >>> for part in (slice(0, 2), slice(2, 3)):
+    ...     cache = cbn.batch_norm_normalize(x[part], m)[1]
+    ...     s = s.merge(cbn.BackwardSums.from_batch(dy[part], cache))
+    >>> s.count, s.sum_dy
+    (3, array([3.]))
+    """
+
+    __slots__ = ("_sums", "count")
+
+    def __init__(self, count: float, sum_dy: ArrayLike, sum_dy_xhat: ArrayLike) -> None:
+        count, sum_dy, sum_dy_xhat = _check_state.backward_sums(count, sum_dy, sum_dy_xhat)
+        zeros = np.zeros_like(sum_dy)
+        self._set(count, np.array([sum_dy, zeros, sum_dy_xhat, zeros], np.float64))
+
+    def _set(self, count: float, sums: NDArray[np.float64]) -> BackwardSums:
+        """Rows: each sum, and after it what it leaves out."""
+        sums.flags.writeable = False
+        self.count, self._sums = count, sums
+        return self
+
+    @classmethod
+    def from_batch(
+        cls, dy: ArrayLike, cache: BatchNormCache, num_threads: int | None = None
+    ) -> BackwardSums:
+        """The sums of one part of a batch.
+
+        Parameters
+        ----------
+        dy : array_like, the part's shape
+        cache : BatchNormCache
+            Of the part, from `batch_norm_normalize` with the moments of the whole batch, or from
+            `batch_norm_forward`.
+        num_threads : int, optional
+
+        Returns
+        -------
+        BackwardSums
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `batch_norm_backward`.
+        """
+        _check.plain_cache(cache, BatchNormCache)
+        dy = _check.same_shape("dy", dy, cache.x.shape)
+        sums = _passes.sums_of(dy, cache, resolve_threads(num_threads))
+        count = cache.x.size // max(cache.x.shape[cache.axis], 1)
+        return cls(count, sums.dy, sums.dy_xhat)
+
+    def merge(self, other: BackwardSums) -> BackwardSums:
+        """Take in the sums of rows that are not yet in these; returns self.
+
+        Raises
+        ------
+        ValueError
+            Another number of channels.
+        TypeError
+            other is no BackwardSums.
+        """
+        _check_state.mergeable(other, BackwardSums, self._sums.shape[1])
+        (total, lost), low = two_sum(self._sums[::2], other._sums[::2]), self._sums[1::2]
+        sums = np.empty_like(self._sums)
+        sums[::2] = total
+        sums[1::2] = np.where(np.isfinite(lost), low + other._sums[1::2] + lost, 0)
+        return self._set(self.count + other.count, sums)
+
+    @property
+    def _channels(self) -> NDArray[np.float64]:
+        return self._sums[0]
+
+    @property
+    def sum_dy(self) -> NDArray[np.float64]:
+        return self._read_only(0)
+
+    @property
+    def sum_dy_xhat(self) -> NDArray[np.float64]:
+        return self._read_only(2)
+
+    def _read_only(self, row: int) -> NDArray[np.float64]:
+        total = self._sums[row] + self._sums[row + 1]
+        total.flags.writeable = False
+        return total
+
+    def __reduce__(self):
+        return _restored, (self.count, self._sums)
+
+    def __repr__(self) -> str:
+        return (
+            f"BackwardSums(count={self.count}, sum_dy={self.sum_dy},"
+            f" sum_dy_xhat={self.sum_dy_xhat})"
+        )
+
+
+def _restored(count: float, sums: NDArray[np.float64]) -> BackwardSums:
+    return BackwardSums.__new__(BackwardSums)._set(count, sums)
 
 
 def update_running_stats(
@@ -294,7 +422,7 @@ def update_running_stats(
     >>> mean, var
     (array([1.]), array([1.5]))
     """
-    _check_state.is_moments("m", m, Moments)
+    _check_state.is_kind("m", m, Moments)
     momentum = _check_state.momentum(momentum, decay, DEFAULT_MOMENTUM)
     if momentum is None:
         momentum = 1 / _check_state.batches_tracked(num_batches_tracked)

@@ -83,6 +83,19 @@ cbn_status cbn_backward_sums(double *sum_dy_xhat, double *sum_dy, const cbn_arra
     return operation_run(&op, &cbn_backward_sums_steps, 0, resources);
 }
 
+cbn_status cbn_backward_apply(cbn_array *dx, const cbn_array *dy, const cbn_array *x,
+                              const cbn_statistics *statistics, const double *gamma,
+                              double *sum_dy_xhat, double *sum_dy, const cbn_resources *resources)
+{
+    operation op = {.partials = SUMS,
+                    .operands = {[X] = {x}, [DY] = {dy}, [OUT] = {dx}},
+                    .gamma = gamma,
+                    .statistics = *statistics,
+                    .dgamma = sum_dy_xhat,
+                    .dbeta = sum_dy};
+    return operation_run(&op, &cbn_backward_apply_steps, 0, resources);
+}
+
 cbn_status cbn_gated_backward(cbn_array *dx, cbn_array *gated, double *dgamma, double *dbeta,
                               const cbn_array *dy, const cbn_array *x,
                               const cbn_statistics *statistics, const double *gamma,

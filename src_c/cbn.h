@@ -140,6 +140,12 @@ cbn_status cbn_backward_sums(double *sum_dy_xhat, double *sum_dy, const cbn_arra
                              const cbn_array *x, const cbn_statistics *statistics,
                              const cbn_resources *resources);
 
+/* dx of sums that are given, for they may be those of more than this dy: (16) with (46).
+ * Given:    statistics->count values per channel belong to the sums. dx may be dy. */
+cbn_status cbn_backward_apply(cbn_array *dx, const cbn_array *dy, const cbn_array *x,
+                              const cbn_statistics *statistics, const double *gamma,
+                              double *sum_dy_xhat, double *sum_dy, const cbn_resources *resources);
+
 /* Training backward through the activation: first gated = dy where y > 0 and 0 elsewhere, y being
  * computed again as forward did, then dx of that.
  * Given:    beta and the activation as forward had them; gated may be dx or dy. */

@@ -172,6 +172,14 @@ static void backward_finish(const void *operation_, cbn_place at)
     jacobian_coefficients(op, op->dbeta + at.column, op->dgamma + at.column, at);
 }
 
+static void apply_start(const void *operation_, cbn_place at)
+{
+    const operation *const op = operation_;
+    take_statistics(op, at);
+    backward_scale(op, at);
+    jacobian_coefficients(op, op->dbeta + at.column, op->dgamma + at.column, at);
+}
+
 static cbn_channels jacobian_channels(const operation *op, const cbn_piece *piece)
 {
     cbn_channels channels = channels_at(op, piece->at);
@@ -371,6 +379,8 @@ const cbn_steps cbn_backward_steps = {
 
 const cbn_steps cbn_backward_sums_steps = {
     .start = sums_start, .reduce = sums_tile, .finish = sums_finish};
+
+const cbn_steps cbn_backward_apply_steps = {.start = apply_start, .map = dx_tile};
 
 const cbn_steps cbn_gated_backward_steps = {
     .start = gated_start, .reduce = gated_tile, .finish = gated_finish, .map = dx_tile};

@@ -12,6 +12,7 @@ extern const cbn_steps cbn_forward_steps;
 extern const cbn_steps cbn_inference_steps;
 extern const cbn_steps cbn_backward_steps;
 extern const cbn_steps cbn_backward_sums_steps;
+extern const cbn_steps cbn_backward_apply_steps;
 extern const cbn_steps cbn_gated_backward_steps;
 extern const cbn_steps cbn_inference_backward_steps;
 extern const cbn_steps cbn_jvp_steps;

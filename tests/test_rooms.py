@@ -63,7 +63,9 @@ PYTHON_ARROWS = {
     "layer": {"functional", "derivatives", "moments", "_check", "_check_state"},
     "fold": {"_statistics", "_check", "_check_state"},
     "derivatives": {"_passes", "_statistics", "cache", "runtime", "_arrays", "_check", "_core"},
-    "functional": {"_passes", "cache", "runtime", "_arrays", "_check", "_core"},
+    "functional": {
+        *("_passes", "moments", "cache", "runtime", "_arrays", "_check", "_check_state", "_core"),
+    },
     "_passes": {"cache", "_statistics", "_arrays", "_check", "_core"},
     "moments": {"_passes", "_statistics", "cache", "runtime", "_check", "_check_state"},
     "cache": set(),
