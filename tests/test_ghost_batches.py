@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -108,6 +110,17 @@ def test_pooling_is_exact_where_groups_differ(size, dtype):
     steps = np.repeat(np.arange(-(-1001 // size)), size)[:1001, None]
     b.x = (b.x + 1e5 + 1e3 * steps).astype(dtype)
     reference.check(b.x, b.dy, b.gamma, b.beta, virtual_batch_size=size)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_sums_over_many_groups_keep_the_bound(size, dtype):
+    b = Batch((100_000, 3), dtype)
+    dgamma, dbeta = run(b, None, virtual_batch_size=size)[2][1:]
+    exact = [math.fsum(column) for column in b.dy.T.tolist()]
+    within(dbeta, np.array(exact), dbeta_bound(dtype, b.dy))
+    y = cbn.batch_norm_forward(b.x, virtual_batch_size=size)[0].astype(np.float64)
+    exact = [math.fsum(column) for column in (b.dy * y).T.tolist()]
+    within(dgamma, np.array(exact), 4 * dgamma_bound(dtype, b.dy, y))  # y is rounded too
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
