@@ -112,15 +112,13 @@ def test_pooling_is_exact_where_groups_differ(size, dtype):
     reference.check(b.x, b.dy, b.gamma, b.beta, virtual_batch_size=size)
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_sums_over_many_groups_keep_the_bound(size, dtype):
-    b = Batch((100_000, 3), dtype)
-    dgamma, dbeta = run(b, None, virtual_batch_size=size)[2][1:]
+def test_sums_over_many_groups_keep_the_bound(dtype):
+    """All of one sign, so that a running sum in float64 would lose sqrt(groups) u."""
+    b = Batch((8000, 3), dtype)
+    b.dy = (1 + np.abs(b.dy)).astype(dtype)
+    dbeta = run(b, None, virtual_batch_size=2)[2][2]
     exact = [math.fsum(column) for column in b.dy.T.tolist()]
     within(dbeta, np.array(exact), dbeta_bound(dtype, b.dy))
-    y = cbn.batch_norm_forward(b.x, virtual_batch_size=size)[0].astype(np.float64)
-    exact = [math.fsum(column) for column in (b.dy * y).T.tolist()]
-    within(dgamma, np.array(exact), 4 * dgamma_bound(dtype, b.dy, y))  # y is rounded too
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
