@@ -270,7 +270,7 @@ def sample_weight(
     array = real_array("sample_weight", value).astype(np.float64)
     if not (np.isfinite(array) & (array >= 0)).all():
         raise ValueError("sample_weight: expected finite values >= 0, got others")
-    weight = _of_positions("sample_weight", array, shape, axis)
+    weight = _of_positions("sample_weight", array, shape, axis).copy()
     if counted is not None:
         weight = np.where(counted, weight, 0.0)
     if not weight.any() and (counted is None or counted.any()):

@@ -323,7 +323,7 @@ def _weighted_statistics(
     values = computed(x, dtype)
     counted = np.flatnonzero(weight > 0)
     of_x = np.broadcast_to(weight.astype(dtype), x.shape)
-    total = float(np.sum(weight))
+    total = math.fsum(weight.flat)  # the same in any order
     _core.moments(stats, values, axis, 0.0, counted, threads)
     one, shift = np.empty((2, stats.shape[1]))
     for _ in range(2):

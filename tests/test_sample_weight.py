@@ -176,6 +176,15 @@ def test_threads_and_later_changes(dtype):
             same_bytes(found, right)
 
 
+def test_the_layout_of_the_weights_decides_nothing():
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(8, 9, 7, 6)), rng.uniform(0.1, 3, (9, 7, 6))
+    y, cache = cbn.batch_norm_forward(x, axis=0, sample_weight=weight)
+    other = cbn.batch_norm_forward(x, axis=0, sample_weight=np.asfortranarray(weight))
+    assert other[1].count == cache.count
+    same_bytes(other[0], y)
+
+
 @pytest.mark.parametrize("bad", [-1.0, -1e-300, np.nan, np.inf, -np.inf])
 def test_weights_are_finite_and_not_negative(bad):
     weight, out = np.ones(4), np.full((4, 3), 5.0)
