@@ -16,7 +16,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from ml_dtypes import bfloat16
 
+import cbn
 from one_answer import EPS, EXTREMES, MATRICES, VECTORS, Arguments, compute, digest, name_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +30,13 @@ SHAPES = [
     *((70, 1025), (4097, 17), (16385, 3), (40000, 1), EXTREMES),
 ]
 CASES = [(shape, dtype) for shape in SHAPES for dtype in (np.float32, np.float64)]
+
+# cbn_dtype's order, and arrays that are more than plain rows: half types, an inner axis.
+DTYPES = [np.float32, np.float64, np.float16, bfloat16]
+SPATIAL = [(4, 5, 9), (20, 7, 49), (3, 2, 31 * 33), (33, 17, 1), (600, 3, 1)]
+SPATIAL_CASES = [
+    (shape, dtype) for shape in SPATIAL for dtype in (DTYPES if shape[2] > 1 else DTYPES[2:])
+]
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +83,42 @@ def arguments() -> dict:
     return {case: Arguments(case) for case in CASES}
 
 
+class Spatial:
+    """The arguments of a (B, C, S) array, as a.x, a.gamma and so on."""
+
+    def __init__(self, shape, dtype):
+        rng = np.random.default_rng(shape)
+        for name in VECTORS:
+            setattr(self, name, rng.uniform(0.5, 2, shape[1]))
+        for name in MATRICES:
+            setattr(self, name, rng.normal(3, 2, shape).astype(dtype))
+
+    def compute(self):
+        """Every array in the driver's order."""
+        fixed, options = (self.x, self.mean, self.var, self.gamma), {"axis": 1, "eps": EPS}
+        y, cache = cbn.batch_norm_forward(self.x, self.gamma, self.beta, **options)
+        backward = cbn.batch_norm_inference_backward(self.dy, *fixed, **options)
+        return [
+            *(y, cache.mean, cache.var, cache.invstd),
+            *cbn.batch_norm_backward(self.dy, cache),
+            cbn.batch_norm_inference(*fixed, self.beta, **options),
+            *backward,
+        ]
+
+
 @pytest.fixture(scope="module")
-def vectors(arguments, tmp_path_factory) -> Path:
+def spatial() -> dict:
+    return {case: Spatial(*case) for case in SPATIAL_CASES}
+
+
+@pytest.fixture(scope="module")
+def vectors(arguments, spatial, tmp_path_factory) -> Path:
     """The file that the driver reads."""
     path = tmp_path_factory.mktemp("vectors") / "input"
     with path.open("wb") as file:
-        for (shape, dtype), a in arguments.items():
-            file.write(np.array([np.dtype(dtype).itemsize, *shape], "<i8").tobytes())
+        for (shape, dtype), a in chain(arguments.items(), spatial.items()):
+            outer, channels, inner = (*shape, 1)[:3]
+            file.write(np.array([DTYPES.index(dtype), outer, channels, inner], "<i8").tobytes())
             file.write(np.array(EPS, "<f8").tobytes())
             for name in chain(VECTORS, MATRICES):
                 file.write(getattr(a, name).tobytes())
@@ -88,11 +126,14 @@ def vectors(arguments, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def here(arguments) -> dict[str, np.ndarray]:
+def here(arguments, spatial) -> dict[str, np.ndarray]:
     """What the installed cbn computes on this machine."""
     with np.errstate(all="ignore"):
         results = {name_of(case): compute(a) for case, a in arguments.items()}
-    return {f"{case} {key}": a for case, named in results.items() for key, a in named.items()}
+        more = {case: dict(enumerate(a.compute())) for case, a in spatial.items()}
+    return {
+        f"{case} {key}": a for case, named in (results | more).items() for key, a in named.items()
+    }
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -108,4 +149,4 @@ def test_emulated(arm_tier, threads, tools, driver, vectors, here, tmp_path):
         start += expected.nbytes
         assert digest(array.reshape(expected.shape)) == digest(expected), name
     assert start == len(found)
-    assert len(here) == 15 * len(CASES)
+    assert len(here) == 15 * len(CASES) + 11 * len(SPATIAL_CASES)

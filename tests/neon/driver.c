@@ -1,7 +1,7 @@
 /* Computes the cases of a file with the C core alone: driver THREADS INPUT OUTPUT.
  *
- * tests/test_neon.py writes the input and has the order of everything. A case is three int64
- * (bytes of an element, rows, channels), eps, six float64 vectors and three matrices. Prints the
+ * tests/test_neon.py writes the input and has the order of everything. A case is four int64
+ * (dtype, outer, channels, inner), eps, six float64 vectors and three arrays. Prints the
  * ISA tier and whether there are threads.
  */
 #include <stdint.h>
@@ -52,20 +52,29 @@ static void put(const void *memory, size_t size)
     }
 }
 
+static ptrdiff_t item_of(const int64_t *head)
+{
+    static const ptrdiff_t sizes[] = {
+        [CBN_FLOAT32] = 4, [CBN_FLOAT64] = 8, [CBN_FLOAT16] = 2, [CBN_BFLOAT16] = 2};
+    return sizes[head[0]];
+}
+
 static cbn_array view(void *data, const int64_t *head)
 {
-    const ptrdiff_t item = (ptrdiff_t)head[0], channels = (ptrdiff_t)head[2];
-    const ptrdiff_t shape[2] = {(ptrdiff_t)head[1], channels}, strides[2] = {channels * item, item};
-    cbn_array array = {.data = data, .dtype = item == 4 ? CBN_FLOAT32 : CBN_FLOAT64};
-    check(cbn_set_view(&array, 2, shape, strides, 1));
+    const ptrdiff_t item = item_of(head), channels = (ptrdiff_t)head[2], inner = (ptrdiff_t)head[3];
+    const ptrdiff_t shape[3] = {(ptrdiff_t)head[1], channels, inner};
+    const ptrdiff_t strides[3] = {channels * inner * item, inner * item, item};
+    cbn_array array = {.data = data, .dtype = (cbn_dtype)head[0]};
+    check(cbn_set_view(&array, 3, shape, strides, 1));
     return array;
 }
 
 static void compute(const int64_t *head, int threads)
 {
-    const ptrdiff_t rows = (ptrdiff_t)head[1], channels = (ptrdiff_t)head[2];
+    const ptrdiff_t rows = (ptrdiff_t)(head[1] * head[3]), channels = (ptrdiff_t)head[2];
+    const int plain = head[3] == 1 && item_of(head) >= 4;
     const size_t vector = (size_t)channels * sizeof(double);
-    const size_t matrix = (size_t)(rows * channels * (ptrdiff_t)head[0]);
+    const size_t matrix = (size_t)(rows * channels * item_of(head));
     double eps, *v[VECTORS];
     cbn_array m[MATRICES];
     if (fread(&eps, sizeof eps, 1, input) != 1) {
@@ -111,13 +120,15 @@ static void compute(const int64_t *head, int threads)
     put(first.data, matrix);
     put(sums[0], vector);
     put(sums[1], vector);
-    check(cbn_jvp(&first, &x_dot, &x, &batch, gamma, gamma_dot, beta_dot, &resources));
-    put(first.data, matrix);
-    check(cbn_double_backward(&first, &second, sums[0], &x_dot, &dy, &x, &batch, gamma, gamma_dot,
-                              beta_dot, &resources));
-    put(first.data, matrix);
-    put(second.data, matrix);
-    put(sums[0], vector);
+    if (plain) {
+        check(cbn_jvp(&first, &x_dot, &x, &batch, gamma, gamma_dot, beta_dot, &resources));
+        put(first.data, matrix);
+        check(cbn_double_backward(&first, &second, sums[0], &x_dot, &dy, &x, &batch, gamma,
+                                  gamma_dot, beta_dot, &resources));
+        put(first.data, matrix);
+        put(second.data, matrix);
+        put(sums[0], vector);
+    }
 
     for (int i = 0; i < VECTORS; ++i) {
         free(v[i]);
@@ -142,8 +153,8 @@ int main(int count, char **words)
         stop("cannot open the files");
     }
     check(cbn_isa_choose());
-    int64_t head[3];
-    while (fread(head, sizeof *head, 3, input) == 3) {
+    int64_t head[4];
+    while (fread(head, sizeof *head, 4, input) == 4) {
         compute(head, threads);
     }
     if (fclose(output) != 0) {
