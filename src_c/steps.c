@@ -249,6 +249,10 @@ static int in_place(const operation *op)
     return dx == op->operands[DY].array->data || dx == op->operands[X].array->data;
 }
 
+/* Sums that float32 cannot hold are taken twice, so that dx over dy or x itself must come after
+ * them; and so it is faster past the caches, while the tile is in one of them. */
+static int apart(const operation *op) { return in_place(op) || op->stream; }
+
 /* (42): dx = dy * scale, along with the sums. */
 static void inference_backward_piece(const operation *op, const cbn_piece *piece,
                                      double *const results[])
@@ -257,8 +261,7 @@ static void inference_backward_piece(const operation *op, const cbn_piece *piece
     channels.scale = coefficient(op, SCALE, piece->at);
     spread_over_run(op, piece, &channels);
     op->kernels->backward_sums(
-        results[0], results[1],
-        in_place(op) ? (cbn_output){.data = NULL} : output_of(op, OUT, piece),
+        results[0], results[1], apart(op) ? (cbn_output){.data = NULL} : output_of(op, OUT, piece),
         input_of(op, DY, piece), input_of(op, X, piece), piece->tile, &channels);
 }
 
@@ -268,7 +271,7 @@ static void inference_backward_tile(const void *operation_, cbn_place at)
 {
     const operation *const op = operation_;
     reduce_place(op, at, inference_backward_piece);
-    for (cbn_piece piece = {.parts = 0}; in_place(op) && next_piece(op, at, 1, &piece);) {
+    for (cbn_piece piece = {.parts = 0}; apart(op) && next_piece(op, at, 1, &piece);) {
         cbn_channels channels = channels_at(op, piece.at);
         channels.scale = coefficient(op, SCALE, piece.at);
         channels.mean = channels.mean_low = channels.along_one =

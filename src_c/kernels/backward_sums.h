@@ -27,7 +27,7 @@ CBN_INLINE void CBN_NAME(sums_add)(double *sum, double *low, double term)
 
 /* Four rows of a block: the first make s and t, the last add them to the float64 sums. Rows past
  * the end take dy from a row of zeros. With dx, also dx = dy * scale, as normalize would give it;
- * fewer than four rows of it go through scratch, as do streamed ones. */
+ * fewer than four rows of it go through scratch. */
 CBN_INLINE void CBN_NAME(backward_sums_rows)(const CBN_NAME(sums_work) * w, int first, int end,
                                              int with_dx, cbn_output dx, cbn_input dy, cbn_input x,
                                              cbn_tile tile)
@@ -50,41 +50,32 @@ CBN_INLINE void CBN_NAME(backward_sums_rows)(const CBN_NAME(sums_work) * w, int 
         made ? CBN_SCRATCH(CBN_ELEMENT, 11) : (CBN_ELEMENT *)(dx.data + 2 * dx.stride);
     CBN_ELEMENT *const dx3 =
         made ? CBN_SCRATCH(CBN_ELEMENT, 12) : (CBN_ELEMENT *)(dx.data + 3 * dx.stride);
-#define CBN_SUMS(to0, to1, to2, to3, at, j)                                                        \
-    {                                                                                              \
-        const CBN_WORK h = high[j], p = power[j];                                                  \
-        const CBN_WORK dy0 = CBN_LOAD(g0, j), dy1 = CBN_LOAD(g1, j);                               \
-        const CBN_WORK dy2 = CBN_LOAD(g2, j), dy3 = CBN_LOAD(g3, j);                               \
-        const CBN_WORK t0 = dy0 * ((h - CBN_LOAD(x0, j)) * p);                                     \
-        const CBN_WORK t1 = dy1 * ((h - CBN_LOAD(x1, j)) * p);                                     \
-        const CBN_WORK t2 = dy2 * ((h - CBN_LOAD(x2, j)) * p);                                     \
-        const CBN_WORK t3 = dy3 * ((h - CBN_LOAD(x3, j)) * p);                                     \
-        const CBN_WORK sum_s = (dy0 + dy1) + (dy2 + dy3), sum_t = (t0 + t1) + (t2 + t3);           \
-        const CBN_WORK all_s = first ? sum_s : s[j] + sum_s;                                       \
-        const CBN_WORK all_t = first ? sum_t : t[j] + sum_t;                                       \
-        if (end) {                                                                                 \
-            CBN_NAME(sums_add)(&w->sum_dy[j], &w->low_dy[j], (double)all_s);                       \
-            CBN_NAME(sums_add)(&w->sum_dy_xhat[j], &w->low_dy_xhat[j], -(double)all_t);            \
-        } else {                                                                                   \
-            s[j] = all_s;                                                                          \
-            t[j] = all_t;                                                                          \
-        }                                                                                          \
-        if (with_dx) {                                                                             \
-            const CBN_WORK a = scale[j];                                                           \
-            CBN_STORE(to0, at, dy0 * a + 0);                                                       \
-            CBN_STORE(to1, at, dy1 * a + 0);                                                       \
-            CBN_STORE(to2, at, dy2 * a + 0);                                                       \
-            CBN_STORE(to3, at, dy3 * a + 0);                                                       \
-        }                                                                                          \
-    }
-    if (with_dx && !made && tile.stream && cbn_rows_alike(dx.stride)) {
-        CBN_ELEMENT *const rows[] = {dx0, dx1, dx2, dx3};
-        CBN_STREAM_ROWS(4, rows, tile.cols, j, at, lines,
-                        CBN_SUMS(lines[0], lines[1], lines[2], lines[3], at, j))
-    } else {
-        CBN_COLUMNS(tile, j, CBN_SUMS(dx0, dx1, dx2, dx3, j, j))
-    }
-#undef CBN_SUMS
+    CBN_COLUMNS(tile, j, {
+        const CBN_WORK h = high[j], p = power[j];
+        const CBN_WORK dy0 = CBN_LOAD(g0, j), dy1 = CBN_LOAD(g1, j);
+        const CBN_WORK dy2 = CBN_LOAD(g2, j), dy3 = CBN_LOAD(g3, j);
+        const CBN_WORK t0 = dy0 * ((h - CBN_LOAD(x0, j)) * p);
+        const CBN_WORK t1 = dy1 * ((h - CBN_LOAD(x1, j)) * p);
+        const CBN_WORK t2 = dy2 * ((h - CBN_LOAD(x2, j)) * p);
+        const CBN_WORK t3 = dy3 * ((h - CBN_LOAD(x3, j)) * p);
+        const CBN_WORK sum_s = (dy0 + dy1) + (dy2 + dy3), sum_t = (t0 + t1) + (t2 + t3);
+        const CBN_WORK all_s = first ? sum_s : s[j] + sum_s;
+        const CBN_WORK all_t = first ? sum_t : t[j] + sum_t;
+        if (end) {
+            CBN_NAME(sums_add)(&w->sum_dy[j], &w->low_dy[j], (double)all_s);
+            CBN_NAME(sums_add)(&w->sum_dy_xhat[j], &w->low_dy_xhat[j], -(double)all_t);
+        } else {
+            s[j] = all_s;
+            t[j] = all_t;
+        }
+        if (with_dx) {
+            const CBN_WORK a = scale[j];
+            CBN_STORE(dx0, j, dy0 * a + 0);
+            CBN_STORE(dx1, j, dy1 * a + 0);
+            CBN_STORE(dx2, j, dy2 * a + 0);
+            CBN_STORE(dx3, j, dy3 * a + 0);
+        }
+    })
     for (ptrdiff_t i = 0; with_dx && made && i < cbn_least(left, 4); ++i) {
         const CBN_ELEMENT *const rows[] = {dx0, dx1, dx2, dx3};
         if (dx.access != NULL) {
