@@ -278,12 +278,23 @@ def sample_weight(
     return weight
 
 
-def virtual_batch_size(value: Any, axis: int) -> int | None:
+def virtual_batch_size(
+    value: Any, axis: int, counted: np.ndarray | None, weight: np.ndarray | None
+) -> int | None:
+    """The size of a group, each of which has a weight > 0 if it has values at all."""
     if value is None:
         return None
     if axis == 0:
         raise ValueError("virtual_batch_size: expected axis 0 to be the batch, got channels there")
-    return threads(value, "virtual_batch_size")
+    size = threads(value, "virtual_batch_size")
+    for first in range(0, len(weight) if weight is not None else 0, size):
+        group = slice(first, first + size)
+        if not weight[group].any() and (counted is None or counted[group].any()):
+            raise ValueError(
+                "sample_weight: expected a value > 0 in every group of virtual_batch_size, got"
+                f" zeros from {first} on"
+            )
+    return size
 
 
 def reversible(gamma: np.ndarray | None, relu: bool, residual: Any) -> None:

@@ -179,9 +179,13 @@ def features(x: np.ndarray, axis: int, channels: int) -> None:
         )
 
 
-def several_values(x: np.ndarray, axis: int) -> None:
-    """More than one value per channel; the text is PyTorch's."""
-    if math.prod(x.shape[:axis] + x.shape[axis + 1 :]) == 1:
+def several_values(x: np.ndarray, axis: int, mask: Any) -> None:
+    """More than one value per channel, or by the mask none; the text is PyTorch's."""
+    if mask is None:
+        values = math.prod(x.shape[:axis] + x.shape[axis + 1 :])
+    else:
+        values = np.count_nonzero(_check.mask(mask, x.shape, axis))
+    if values == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.shape}"
         )

@@ -136,7 +136,7 @@ def batch_norm_forward(
         residual = computed(residual, _check.result_dtype(x.dtype))
     mask = _check.mask(mask, x.shape, axis)
     weight = _check.sample_weight(sample_weight, mask, x.shape, axis)
-    size = _check.virtual_batch_size(virtual_batch_size, axis)
+    size = _check.virtual_batch_size(virtual_batch_size, axis, mask, weight)
     y = _output(
         *(out, x, {"x": x}),
         **{"gamma": gamma, "beta": beta, "residual": residual, "mask": mask},

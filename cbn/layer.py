@@ -228,7 +228,7 @@ class BatchNorm:
         options = _given(residual=residual, activation=self.activation)
         if not self.training and self.running_mean is not None:
             return self._evaluate(x, options)
-        _check_state.several_values(x, axis)
+        _check_state.several_values(x, axis, mask)
         return self._normalize(x, _given(mask=mask, sample_weight=sample_weight), options)
 
     def _evaluate(self, x: NDArray, options: dict[str, Any]) -> NDArray:

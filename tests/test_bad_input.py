@@ -379,3 +379,13 @@ def test_out_that_shares_only_a_span_with_an_input_is_fine():
     expected = cbn.batch_norm_forward(memory[:, ::2].copy())[0]
     y, _ = cbn.batch_norm_forward(memory[:, ::2], out=memory[:, 1::2])
     assert np.array_equal(y, expected)
+
+
+def test_every_group_has_a_weight():
+    x, weight = np.arange(12.0).reshape(4, 3), np.array([0, 0, 1.0, 1.0])
+    expected = r"^sample_weight: expected a value > 0 in every group .*, got zeros from 0 on"
+    with pytest.raises(ValueError, match=expected):
+        cbn.batch_norm_forward(x, sample_weight=weight, virtual_batch_size=2)
+    counted = weight > 0  # a group without values needs none
+    y, cache = cbn.batch_norm_forward(x, mask=counted, sample_weight=weight, virtual_batch_size=2)
+    assert cache.count == 2 and not y[:2].any() and y[2:].any()
