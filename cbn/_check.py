@@ -103,10 +103,16 @@ def population(
     mean, var = (
         _statistic(name, value, channels) for name, value in (("mean", mean), ("var", var))
     )
-    if (var < 0).any():
-        channel = int(np.argmax(var < 0))
-        raise ValueError(f"var: expected values >= 0, got {var[channel]} in channel {channel}")
+    not_negative("var", var)
     return mean, var, parameter("gamma", gamma, channels)
+
+
+def not_negative(name: str, values: np.ndarray) -> None:
+    if (values < 0).any():
+        channel = int(np.argmax(values < 0))
+        raise ValueError(
+            f"{name}: expected values >= 0, got {values[channel]} in channel {channel}"
+        )
 
 
 def _statistic(name: str, value: Any, channels: int) -> np.ndarray:

@@ -37,32 +37,35 @@ def _integer(name: str, value: Any, least: int) -> int:
     return integer
 
 
+def _count(value: Any) -> float:
+    if not 0 <= _real("count", value) < math.inf:
+        raise ValueError(f"count: expected a finite number >= 0, got {value}")
+    return value
+
+
+def _length(name: str, value: Any) -> int:
+    """How many channels the first of several per-channel arguments has."""
+    array = _check._array(name, value)
+    if array.ndim != 1:
+        raise ValueError(f"{name}: expected shape (D,), got {array.shape}")
+    return len(array)
+
+
 def moments(
     count: Any, mean: Any, mean_low: Any, m2: Any
 ) -> tuple[float, np.ndarray, np.ndarray | None, np.ndarray]:
     """Count and per-channel values that can be moments."""
-    if not 0 <= _real("count", count) < math.inf:
-        raise ValueError(f"count: expected a finite number >= 0, got {count}")
-    mean = _check._array("mean", mean)
-    if mean.ndim != 1:
-        raise ValueError(f"mean: expected shape (D,), got {mean.shape}")
-    channels = len(mean)
+    count, channels = _count(count), _length("mean", mean)
     mean, m2 = _check._statistic("mean", mean, channels), _check._statistic("m2", m2, channels)
-    if (m2 < 0).any():
-        channel = int(np.argmax(m2 < 0))
-        raise ValueError(f"m2: expected values >= 0, got {m2[channel]} in channel {channel}")
+    _check.not_negative("m2", m2)
     return count, mean, _check.parameter("mean_low", mean_low, channels), m2
 
 
 def backward_sums(count: Any, *sums: Any) -> tuple[float, np.ndarray, np.ndarray]:
     """Count and per-channel values that can be the sums of backward."""
-    if not 0 <= _real("count", count) < math.inf:
-        raise ValueError(f"count: expected a finite number >= 0, got {count}")
-    sum_dy = _check._array("sum_dy", sums[0])
-    if sum_dy.ndim != 1:
-        raise ValueError(f"sum_dy: expected shape (D,), got {sum_dy.shape}")
+    count, channels = _count(count), _length("sum_dy", sums[0])
     return count, *(
-        _check._statistic(name, value, len(sum_dy))
+        _check._statistic(name, value, channels)
         for name, value in zip(("sum_dy", "sum_dy_xhat"), sums, strict=True)
     )
 
@@ -77,19 +80,17 @@ def is_kind(name: str, value: Any, kind: type) -> None:
         raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
 
 
-def mergeable(other: Any, kind: type, channels: int) -> None:
-    is_kind("other", other, kind)
-    given = len(other._channels)
-    if given != channels:
-        raise ValueError(f"other: expected {channels} channels, got {given}")
-
-
-def of_channels(name: str, value: Any, kind: type, channels: int) -> None:
-    """What holds statistics or sums of that many channels, and of some values."""
+def mergeable(name: str, value: Any, kind: type, channels: int) -> None:
+    """What holds statistics or sums of that many channels."""
     is_kind(name, value, kind)
     given = len(value._channels)
     if given != channels:
         raise ValueError(f"{name}: expected {channels} channels, got {given}")
+
+
+def of_channels(name: str, value: Any, kind: type, channels: int) -> None:
+    """The same, of some values."""
+    mergeable(name, value, kind, channels)
     if not value.count > 0:
         raise ValueError(f"{name}: expected a count > 0, got {value.count}")
 
@@ -216,11 +217,8 @@ def state(
         updatable(attribute, targets[attribute], channels)
         if value.shape != (channels,):
             raise ValueError(f"{key}: expected shape ({channels},), got {value.shape}")
-        if attribute == "running_var" and (value < 0).any():
-            channel = int(np.argmax(value < 0))
-            raise ValueError(
-                f"{key}: expected values >= 0, got {value[channel]} in channel {channel}"
-            )
+        if attribute == "running_var":
+            _check.not_negative(key, value)
         values[attribute] = value
     return values
 

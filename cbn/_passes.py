@@ -50,11 +50,10 @@ def fixed_statistics(
     return stats
 
 
-def blank(out: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:
+def _blank(out: NDArray | None, mask: NDArray[np.bool_] | None) -> None:
     """Zeros where the mask leaves out."""
-    if mask is not None:
+    if out is not None and mask is not None:
         np.copyto(out, 0, where=~mask)
-    return out
 
 
 def inference(
@@ -84,11 +83,9 @@ def inference_backward(
     call: Call,
 ) -> None:
     """dx and the sums of given statistics, (42)."""
-    dtype = _common_dtype(dy, x)
-    out = dx if dtype == dx.dtype.newbyteorder("=") else np.empty(dx.shape, dtype)
+    out, dy, x = _alike(dx, dy, x)
     _core.inference_backward(
-        *(out, dgamma, dbeta, stats, computed(dy, dtype), computed(x, dtype), call.axis),
-        *(call.gamma64, call.eps, call.threads),
+        *(out, dgamma, dbeta, stats, dy, x, call.axis, call.gamma64, call.eps, call.threads)
     )
     if out is not dx:
         round_to(dx, out)
@@ -134,7 +131,13 @@ def forward(y: NDArray, x: NDArray, call: Call, options: ForwardOptions) -> Batc
             *(y, stats, computed(x, y.dtype.newbyteorder("=")), call.axis, call.gamma64),
             *(options.beta, call.eps, options.residual, options.relu, positions, call.threads),
         )
-    blank(y, options.mask)
+    _blank(y, options.mask)
+    return _cache(y, x, stats, count, call, options)
+
+
+def _cache(
+    y: NDArray, x: NDArray, stats: _Channels, count: float, call: Call, options: ForwardOptions
+) -> BatchNormCache:
     stats.flags.writeable = False
     kept = y if options.in_place else x
     return BatchNormCache(
@@ -177,9 +180,8 @@ def backward(
             *(dx, *sums, dy, x, cache.axis, stats, cache.count, gamma, options.positions),
             threads,
         )
-    blank(dx, options.mask)
-    if dresidual is not None:
-        blank(dresidual, options.mask)
+    _blank(dx, options.mask)
+    _blank(dresidual, options.mask)
     return sums
 
 
@@ -197,10 +199,8 @@ def apply_sums(
     dx: NDArray, dy: NDArray, cache: BatchNormCache, count: float, sums: Sums, threads: int
 ) -> None:
     """dx of sums over `count` values per channel, of a cache without options."""
-    dtype = _common_dtype(dy, cache.x)
-    out = dx if dtype == dx.dtype.newbyteorder("=") else np.empty(dx.shape, dtype)
+    arrays = out, *_ = _alike(dx, dy, cache.x)
     if sums.dy.size:
-        arrays = out, computed(dy, dtype), computed(cache.x, dtype)
         _core.backward_apply(
             *(*arrays, cache.axis, cache._stats, count, cache._gamma, *sums, None, threads)
         )
@@ -212,6 +212,13 @@ def _common_dtype(dy: NDArray, x: NDArray) -> np.dtype:
     """x's, or for a half x and a dy of another dtype, which keeps its bits, float32."""
     native = _check.result_dtype(x.dtype)
     return native if dy.dtype.newbyteorder("=") == native else _check.kernel_dtype(x.dtype)
+
+
+def _alike(dx: NDArray, dy: NDArray, x: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """The three in one dtype; dx itself or an array to round into it."""
+    dtype = _common_dtype(dy, x)
+    out = dx if dtype == dx.dtype.newbyteorder("=") else np.empty(dx.shape, dtype)
+    return out, computed(dy, dtype), computed(x, dtype)
 
 
 def _wide_backward(
@@ -264,10 +271,7 @@ def forward_of_groups(
     caches = [forward(y[part], x[part], call, _options_of(options, part)) for part in parts]
     count, stats = _pooled(caches, call.eps)
     whole = dataclasses.replace(options, groups=tuple(zip(parts, caches, strict=True)))
-    kept = y if whole.in_place else x
-    return BatchNormCache(
-        *(kept, stats, call.gamma64, call.gamma, call.beta, call.eps, call.axis, count, whole)
-    )
+    return _cache(y, x, stats, count, call, whole)
 
 
 def _options_of(options: ForwardOptions, part: slice) -> ForwardOptions:
@@ -286,7 +290,6 @@ def _pooled(caches: list[BatchNormCache], eps: float) -> tuple[float, _Channels]
         stats[:3] = merged
         count += group.count
     stats[3] = inverse_std(stats[2], eps)
-    stats.flags.writeable = False
     return count, stats
 
 

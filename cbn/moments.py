@@ -170,7 +170,7 @@ class Moments:
         -----
         Any order of merging gives the same up to rounding; the same order, the same bytes.
         """
-        _check_state.mergeable(other, Moments, self._stats.shape[1])
+        _check_state.mergeable("other", other, Moments, self._stats.shape[1])
         if other.count == 0:
             return self
         if self.count == 0:
@@ -319,7 +319,7 @@ class BackwardSums:
         TypeError
             other is no BackwardSums.
         """
-        _check_state.mergeable(other, BackwardSums, self._sums.shape[1])
+        _check_state.mergeable("other", other, BackwardSums, self._sums.shape[1])
         (total, lost), low = two_sum(self._sums[::2], other._sums[::2]), self._sums[1::2]
         sums = np.empty_like(self._sums)
         sums[::2] = total

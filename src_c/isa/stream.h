@@ -12,8 +12,7 @@
 #if CBN_X86_64
 #include <immintrin.h>
 
-/* One line, `to` at its beginning. Made in the loop that computes it: rows that were made in
- * scratch first and streamed in bursts took 1.3 to 1.7 times as long. */
+/* One line, `to` at its beginning. */
 CBN_INLINE void cbn_stream_line(void *to, const void *from)
 {
 #if defined(__AVX512F__)
