@@ -26,43 +26,6 @@ void cbn_channels_merge_moments(double *base, double *offset, double *m2, const 
     }
 }
 
-/* A binary tree over halves. What an odd number leaves out at a level is merged into `rest`. */
-void cbn_channels_merge_run(double *base, double *offset, double *m2, ptrdiff_t n, ptrdiff_t count)
-{
-    double rest[3] = {0};
-    ptrdiff_t rest_n = 0;
-    for (; count > 1; count /= 2, n *= 2) {
-        const ptrdiff_t half = count / 2, odd = count - 1;
-        if (count % 2 == 1 && rest_n == 0) {
-            rest[0] = base[odd];
-            rest[1] = offset[odd];
-            rest[2] = m2[odd];
-            rest_n = n;
-        } else if (count % 2 == 1) {
-            cbn_channels_merge_moments(&rest[0], &rest[1], &rest[2], &base[odd], &offset[odd],
-                                       &m2[odd], rest_n, n, 1);
-            rest_n += n;
-        }
-        cbn_channels_merge_moments(base, offset, m2, base + half, offset + half, m2 + half, n, n,
-                                   half);
-    }
-    if (rest_n > 0) {
-        cbn_channels_merge_moments(base, offset, m2, &rest[0], &rest[1], &rest[2], n, rest_n, 1);
-    }
-}
-
-void cbn_channels_add_run(double *sum, ptrdiff_t count)
-{
-    double rest = 0;
-    for (; count > 1; count /= 2) {
-        if (count % 2 == 1) {
-            rest += sum[count - 1];
-        }
-        cbn_channels_add(sum, sum + count / 2, count / 2);
-    }
-    sum[0] += rest;
-}
-
 void cbn_channels_add(double *sum, const double *other, ptrdiff_t count)
 {
     for (ptrdiff_t j = 0; j < count; ++j) {

@@ -11,12 +11,6 @@ void cbn_channels_merge_moments(double *base, double *offset, double *m2, const 
                                 const double *offset2, const double *m2_2, ptrdiff_t n1,
                                 ptrdiff_t n2, ptrdiff_t count);
 
-/* Merge the moments of `count` runs of n rows each into the first. */
-void cbn_channels_merge_run(double *base, double *offset, double *m2, ptrdiff_t n, ptrdiff_t count);
-
-/* Add `count` sums into the first. */
-void cbn_channels_add_run(double *sum, ptrdiff_t count);
-
 void cbn_channels_add(double *sum, const double *other, ptrdiff_t count);
 
 /* mean + mean_low = base + offset exactly, var = m2 / rows. */

@@ -31,6 +31,7 @@ static void piece_of_rows(const operation *op, cbn_place at, cbn_piece *piece)
     piece->at = at;
     piece->column = at.column;
     piece->tile.cols = at.columns;
+    piece->tile.run = 1;
 }
 
 static void piece_of_runs(const operation *op, cbn_place at, int map, cbn_piece *piece)
@@ -44,12 +45,14 @@ static void piece_of_runs(const operation *op, cbn_place at, int map, cbn_piece 
         piece->step = w->run;
         piece->tile.rows = cbn_work_chunk_end(w, at.chunk) - first;
         piece->tile.cols = group * w->run;
+        piece->tile.run = w->run;
     } else {
         const ptrdiff_t left_over = at.chunk + 1 == w->chunks ? w->run_left_over : 0;
         piece->position = w->rows - left_over;
         piece->step = 1;
         piece->tile.rows = map ? left_over > 0 : left_over;
         piece->tile.cols = map ? left_over : 1;
+        piece->tile.run = piece->tile.cols;
     }
     piece->at = (cbn_place){at.chunk, channel, group, at.work};
     piece->column = channel * w->run;
@@ -152,34 +155,6 @@ cbn_channels channels_at(const operation *op, cbn_place at)
                           .along_one = invstd};
 }
 
-/* Scratch of the operation itself. */
-static double *run_array(const operation *op, const cbn_piece *piece, int i)
-{
-    return (double *)(void *)((char *)piece->at.work +
-                              (size_t)(CBN_KERNEL_WORK_ARRAYS + i) * op->work.slot_bytes);
-}
-
-void spread_over_run(const operation *op, const cbn_piece *piece, cbn_channels *channels)
-{
-    const double **const fields[] = {&channels->mean,  &channels->mean_low,   &channels->invstd,
-                                     &channels->scale, &channels->along_xhat, &channels->along_one};
-    enum { FIELDS = sizeof fields / sizeof fields[0] };
-    const double *given[FIELDS];
-    for (int i = 0; op->work.run > 1 && i < FIELDS; ++i) {
-        int same = 0;
-        given[i] = *fields[i];
-        while (given[same] != given[i]) {
-            ++same;
-        }
-        double *const columns = run_array(op, piece, DOUBLE_SUMS + same);
-        const ptrdiff_t run = piece->tile.cols / piece->at.columns;
-        for (ptrdiff_t j = 0; same == i && j < piece->at.columns; ++j) {
-            cbn_channels_copy(columns + j * run, NULL, given[i][j], run);
-        }
-        *fields[i] = columns;
-    }
-}
-
 void take_statistics(const operation *op, cbn_place at)
 {
     const cbn_statistics *const s = &op->statistics;
@@ -216,47 +191,20 @@ static void merge_values(const operation *op, double *const to[], double *const 
     }
 }
 
-/* Merge a channel's run into its first column, and that into its partial results. */
-static void take_run(const operation *op, const cbn_piece *piece, double *const results[],
-                     double *const partial[], ptrdiff_t rows, ptrdiff_t run)
-{
-    if (op->partials == MOMENTS) {
-        cbn_channels_merge_run(results[0], results[1], results[2], rows, run);
-    } else {
-        for (int k = 0; k < op->partials; ++k) {
-            cbn_channels_add_run(results[k], run);
-        }
-    }
-    if (piece->step == 1) { /* what is left over */
-        const cbn_work *const w = &op->work;
-        const ptrdiff_t first = piece->at.chunk * w->chunk_rows * w->run;
-        merge_values(op, partial, results, piece->position - first, rows, 1);
-        return;
-    }
-    for (int k = 0; k < op->partials; ++k) {
-        *partial[k] = *results[k];
-    }
-}
-
+/* What is left over of runs is merged into what the whole ones gave. */
 void reduce_place(const operation *op, cbn_place at, cbn_reduction kernel)
 {
-    double *results[DOUBLE_SUMS], *partial[DOUBLE_SUMS];
     for (cbn_piece piece = {.parts = 0}; next_piece(op, at, 0, &piece);) {
+        double *partial[DOUBLE_SUMS], *results[DOUBLE_SUMS], left_over[DOUBLE_SUMS];
+        const int more = op->work.run > 1 && piece.step == 1;
         for (int k = 0; k < op->partials; ++k) {
             partial[k] = partial_at(op, at.chunk, k, piece.at);
-            results[k] = op->work.run == 1 ? partial[k] : run_array(op, &piece, k);
+            results[k] = more ? &left_over[k] : partial[k];
         }
         kernel(op, &piece, results);
-        if (op->work.run == 1) {
-            continue;
-        }
-        const ptrdiff_t rows = piece.tile.rows, run = piece.tile.cols / piece.at.columns;
-        for (ptrdiff_t j = 0; j < piece.at.columns; ++j) {
-            take_run(op, &piece, results, partial, rows, run);
-            for (int k = 0; k < op->partials; ++k) {
-                results[k] += run;
-                ++partial[k];
-            }
+        if (more) {
+            const ptrdiff_t first = at.chunk * op->work.chunk_rows * op->work.run;
+            merge_values(op, partial, results, piece.position - first, piece.tile.rows, 1);
         }
     }
 }

@@ -64,9 +64,6 @@ const double *or_null(const double *values, cbn_place at);
  * that need float64. Those a kernel does not use are given as invstd. */
 cbn_channels channels_at(const operation *op, cbn_place at);
 
-/* Makes the coefficients of a piece those of each of its elements. */
-void spread_over_run(const operation *op, const cbn_piece *piece, cbn_channels *channels);
-
 /* The given statistics as coefficients. */
 void take_statistics(const operation *op, cbn_place at);
 

@@ -89,7 +89,6 @@ static cbn_channels normalize_channels(const operation *op, const cbn_piece *pie
     cbn_channels channels = channels_at(op, piece->at);
     channels.scale = coefficient(op, SCALE, piece->at);
     channels.along_one = coefficient(op, ALONG_ONE, piece->at);
-    spread_over_run(op, piece, &channels);
     return channels;
 }
 
@@ -115,7 +114,6 @@ static void sums_start(const void *operation_, cbn_place at)
 static void sums_piece(const operation *op, const cbn_piece *piece, double *const results[])
 {
     cbn_channels channels = channels_at(op, piece->at);
-    spread_over_run(op, piece, &channels);
     op->kernels->backward_sums(results[0], results[1], (cbn_output){.data = NULL},
                                input_of(op, DY, piece), input_of(op, X, piece), piece->tile,
                                &channels);
@@ -186,7 +184,6 @@ static cbn_channels jacobian_channels(const operation *op, const cbn_piece *piec
     channels.scale = coefficient(op, SCALE, piece->at);
     channels.along_xhat = coefficient(op, ALONG_XHAT, piece->at);
     channels.along_one = coefficient(op, ALONG_ONE, piece->at);
-    spread_over_run(op, piece, &channels);
     return channels;
 }
 
@@ -259,7 +256,6 @@ static void inference_backward_piece(const operation *op, const cbn_piece *piece
 {
     cbn_channels channels = channels_at(op, piece->at);
     channels.scale = coefficient(op, SCALE, piece->at);
-    spread_over_run(op, piece, &channels);
     op->kernels->backward_sums(
         results[0], results[1], apart(op) ? (cbn_output){.data = NULL} : output_of(op, OUT, piece),
         input_of(op, DY, piece), input_of(op, X, piece), piece->tile, &channels);
@@ -276,7 +272,6 @@ static void inference_backward_tile(const void *operation_, cbn_place at)
         channels.scale = coefficient(op, SCALE, piece.at);
         channels.mean = channels.mean_low = channels.along_one =
             coefficient(op, ALONG_ONE, piece.at);
-        spread_over_run(op, &piece, &channels);
         op->kernels->normalize(output_of(op, OUT, &piece), input_of(op, DY, &piece), piece.tile,
                                &channels, NULL);
     }

@@ -159,7 +159,7 @@ cbn_work cbn_work_split(ptrdiff_t rows, ptrdiff_t channels, ptrdiff_t inner, int
 {
     cbn_work w = {.rows = rows, .channels = channels};
     w.threads = useful_threads(rows, channels, threads);
-    w.arrays = plain ? CBN_PLAIN_WORK_ARRAYS : CBN_KERNEL_WORK_ARRAYS + CBN_RUN_ARRAYS;
+    w.arrays = plain ? CBN_PLAIN_WORK_ARRAYS : CBN_KERNEL_WORK_ARRAYS;
     if (inner > 1 && rows >= MIN_POSITIONS) {
         split_runs(&w, inner);
     } else {

@@ -48,9 +48,6 @@ typedef struct cbn_steps {
     cbn_step map;    /* a tile, its channels finished */
 } cbn_steps;
 
-/* Scratch arrays of an operation of its own: a run's partial results and coefficients. */
-#define CBN_RUN_ARRAYS 12
-
 /* Everything but `scratch` and `lead`; fewer threads where they do not pay. `inner` is S, and the
  * rows are plain if no array needs access. */
 cbn_work cbn_work_split(ptrdiff_t rows, ptrdiff_t channels, ptrdiff_t inner, int threads,

@@ -48,11 +48,15 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
     const CBN_NAME(dx_work) w = {CBN_SCRATCH(CBN_WORK, 0), CBN_SCRATCH(CBN_WORK, 1),
                                  CBN_SCRATCH(CBN_WORK, 2), CBN_SCRATCH(CBN_WORK, 3)};
     CBN_SIMD
-    for (ptrdiff_t j = 0; j < tile.cols; ++j) {
-        CBN_NAME(affine)(&w.high[j], &w.a[j], &w.b[j], channels->mean[j], channels->mean_low[j],
-                         channels->along_xhat[j] * channels->invstd[j], channels->along_one[j]);
-        w.scale[j] = (CBN_WORK)channels->scale[j];
+    for (ptrdiff_t c = 0; c < cbn_channels_of(&tile); ++c) {
+        CBN_NAME(affine)(&w.high[c], &w.a[c], &w.b[c], channels->mean[c], channels->mean_low[c],
+                         channels->along_xhat[c] * channels->invstd[c], channels->along_one[c]);
+        w.scale[c] = (CBN_WORK)channels->scale[c];
     }
+    CBN_SPREAD(w.high, tile)
+    CBN_SPREAD(w.a, tile)
+    CBN_SPREAD(w.b, tile)
+    CBN_SPREAD(w.scale, tile)
     /* The twelve lines of four rows would not fit into a set of the first-level cache, where rows
      * of all three arrays are 4 KiB apart. One narrow row takes 0.8 times as long as two, unless
      * rows are too short for their loop. */
@@ -85,12 +89,13 @@ CBN_UNUSED static void CBN_NAME(backward_dx)(cbn_output dx, cbn_input dy, cbn_in
 {
 #ifdef CBN_WIDE
     cbn_channels rest = *channels;
-    for (ptrdiff_t left = tile.cols; left > 0; left -= tile.cols) {
+    for (ptrdiff_t left = cbn_channels_of(&tile), count; left > 0; left -= count) {
         int wide;
-        tile.cols = cbn_run(&wide, &rest, left);
+        count = cbn_alike(&wide, &rest, left);
+        tile.cols = count * tile.run;
         cbn_tile_at(&tile, x, sizeof(CBN_ELEMENT));
         (wide ? CBN_WIDE(backward_dx_run) : CBN_NAME(backward_dx_run))(dx, dy, x, tile, &rest);
-        cbn_skip(&rest, tile.cols);
+        cbn_skip(&rest, count);
         CBN_SKIP(dx, tile.cols)
         CBN_SKIP(dy, tile.cols)
         CBN_SKIP(x, tile.cols)

@@ -123,7 +123,9 @@ static void CBN_NAME(backward_sums_run)(double *sum_dy, double *sum_dy_xhat, cbn
                                         cbn_input dy, cbn_input x, cbn_tile tile,
                                         const cbn_channels *channels)
 {
-    const ptrdiff_t rows = tile.rows, cols = tile.cols;
+    const ptrdiff_t rows = tile.rows, cols = tile.cols, count = cbn_channels_of(&tile);
+    double *const dy_columns = tile.run > 1 ? CBN_SCRATCH(double, 8) : sum_dy;
+    double *const dy_xhat_columns = tile.run > 1 ? CBN_SCRATCH(double, 21) : sum_dy_xhat;
     double *const low_dy = CBN_SCRATCH(double, 6), *const low_dy_xhat = CBN_SCRATCH(double, 7);
     const CBN_NAME(sums_work) w = {.s = CBN_SCRATCH(CBN_WORK, 0),
                                    .t = CBN_SCRATCH(CBN_WORK, 1),
@@ -131,19 +133,22 @@ static void CBN_NAME(backward_sums_run)(double *sum_dy, double *sum_dy_xhat, cbn
                                    .power = CBN_SCRATCH(CBN_WORK, 3),
                                    .scale = CBN_SCRATCH(CBN_WORK, 4),
                                    .zeros = CBN_SCRATCH(CBN_ELEMENT, 5),
-                                   .sum_dy = sum_dy,
+                                   .sum_dy = dy_columns,
                                    .low_dy = low_dy,
-                                   .sum_dy_xhat = sum_dy_xhat,
+                                   .sum_dy_xhat = dy_xhat_columns,
                                    .low_dy_xhat = low_dy_xhat};
     CBN_SIMD
-    for (ptrdiff_t j = 0; j < cols; ++j) {
-        w.high[j] = (CBN_WORK)channels->mean[j];
-        w.power[j] = (CBN_WORK)CBN_NAME(power_of_two)(channels->invstd[j]);
-        w.scale[j] = (CBN_WORK)channels->scale[j];
+    for (ptrdiff_t c = 0; c < count; ++c) {
+        w.high[c] = (CBN_WORK)channels->mean[c];
+        w.power[c] = (CBN_WORK)CBN_NAME(power_of_two)(channels->invstd[c]);
+        w.scale[c] = (CBN_WORK)channels->scale[c];
     }
+    CBN_SPREAD(w.high, tile)
+    CBN_SPREAD(w.power, tile)
+    CBN_SPREAD(w.scale, tile)
     memset(w.zeros, 0, (size_t)cols * sizeof *w.zeros);
-    memset(sum_dy, 0, (size_t)cols * sizeof *sum_dy);
-    memset(sum_dy_xhat, 0, (size_t)cols * sizeof *sum_dy_xhat);
+    memset(dy_columns, 0, (size_t)cols * sizeof *dy_columns);
+    memset(dy_xhat_columns, 0, (size_t)cols * sizeof *dy_xhat_columns);
     memset(low_dy, 0, (size_t)cols * sizeof *low_dy);
     memset(low_dy_xhat, 0, (size_t)cols * sizeof *low_dy_xhat);
     for (ptrdiff_t left = rows; left > 0; left -= CBN_BLOCK_ROWS) {
@@ -157,16 +162,23 @@ static void CBN_NAME(backward_sums_run)(double *sum_dy, double *sum_dy_xhat, cbn
         CBN_ADVANCE(dy, tile.rows)
         CBN_ADVANCE(x, tile.rows)
     }
+    CBN_ADD_COLUMNS(dy_columns, tile)
+    CBN_ADD_COLUMNS(dy_xhat_columns, tile)
+    if (CBN_KEEP_LOW) {
+        CBN_ADD_COLUMNS(low_dy, tile)
+        CBN_ADD_COLUMNS(low_dy_xhat, tile)
+    }
     CBN_SIMD
-    for (ptrdiff_t j = 0; j < cols; ++j) {
+    for (ptrdiff_t c = 0; c < count; ++c) {
         /* an infinite sum has no rounding error but NaN */
-        const double low_s = low_dy[j] == low_dy[j] ? low_dy[j] : 0;
-        const double low_t = low_dy_xhat[j] == low_dy_xhat[j] ? low_dy_xhat[j] : 0;
-        const double power = CBN_NAME(power_of_two)(channels->invstd[j]);
-        const double low = (channels->mean[j] - (double)w.high[j] + channels->mean_low[j]) * power;
-        const double ratio = power == 0 ? 0 : channels->invstd[j] / power;
-        sum_dy_xhat[j] = (sum_dy_xhat[j] + (low_t - low * (sum_dy[j] + low_s))) * ratio;
-        sum_dy[j] += low_s;
+        const double low_s = low_dy[c] == low_dy[c] ? low_dy[c] : 0;
+        const double low_t = low_dy_xhat[c] == low_dy_xhat[c] ? low_dy_xhat[c] : 0;
+        const double power = CBN_NAME(power_of_two)(channels->invstd[c]);
+        const double high = (double)(CBN_WORK)channels->mean[c];
+        const double low = (channels->mean[c] - high + channels->mean_low[c]) * power;
+        const double ratio = power == 0 ? 0 : channels->invstd[c] / power;
+        sum_dy_xhat[c] = (dy_xhat_columns[c] + (low_t - low * (dy_columns[c] + low_s))) * ratio;
+        sum_dy[c] = dy_columns[c] + low_s;
     }
 }
 
@@ -189,19 +201,19 @@ static void CBN_NAME(backward_sums_again)(double *sum_dy, double *sum_dy_xhat, c
 {
     const cbn_output none = {.data = NULL};
     cbn_channels rest = *channels;
-    const ptrdiff_t cols = tile.cols;
+    const ptrdiff_t count = cbn_channels_of(&tile);
     int any = 0;
-    for (ptrdiff_t j = 0; j < cols; ++j) {
-        any |= CBN_NAME(sums_extreme)(sum_dy[j], sum_dy_xhat[j]);
+    for (ptrdiff_t c = 0; c < count; ++c) {
+        any |= CBN_NAME(sums_extreme)(sum_dy[c], sum_dy_xhat[c]);
     }
-    tile.cols = 1;
-    for (ptrdiff_t j = 0; any && j < cols; ++j) {
-        if (CBN_NAME(sums_extreme)(sum_dy[j], sum_dy_xhat[j])) {
-            CBN_WIDE(backward_sums_run)(sum_dy + j, sum_dy_xhat + j, none, dy, x, tile, &rest);
+    tile.cols = tile.run;
+    for (ptrdiff_t c = 0; any && c < count; ++c) {
+        if (CBN_NAME(sums_extreme)(sum_dy[c], sum_dy_xhat[c])) {
+            CBN_WIDE(backward_sums_run)(sum_dy + c, sum_dy_xhat + c, none, dy, x, tile, &rest);
         }
         cbn_skip(&rest, 1);
-        CBN_SKIP(dy, 1)
-        CBN_SKIP(x, 1)
+        CBN_SKIP(dy, tile.cols)
+        CBN_SKIP(x, tile.cols)
     }
 }
 #endif
@@ -212,9 +224,10 @@ CBN_UNUSED static void CBN_NAME(backward_sums)(double *sum_dy, double *sum_dy_xh
 {
 #ifdef CBN_WIDE
     cbn_channels rest = *channels;
-    for (ptrdiff_t left = tile.cols; left > 0; left -= tile.cols) {
+    for (ptrdiff_t left = cbn_channels_of(&tile), count; left > 0; left -= count) {
         int wide;
-        tile.cols = cbn_run(&wide, &rest, left);
+        count = cbn_alike(&wide, &rest, left);
+        tile.cols = count * tile.run;
         cbn_tile_at(&tile, x, sizeof(CBN_ELEMENT));
         if (wide) {
             CBN_WIDE(backward_sums_run)(sum_dy, sum_dy_xhat, dx, dy, x, tile, &rest);
@@ -222,9 +235,9 @@ CBN_UNUSED static void CBN_NAME(backward_sums)(double *sum_dy, double *sum_dy_xh
             CBN_NAME(backward_sums_run)(sum_dy, sum_dy_xhat, dx, dy, x, tile, &rest);
             CBN_NAME(backward_sums_again)(sum_dy, sum_dy_xhat, dy, x, tile, &rest);
         }
-        cbn_skip(&rest, tile.cols);
-        sum_dy += tile.cols;
-        sum_dy_xhat += tile.cols;
+        cbn_skip(&rest, count);
+        sum_dy += count;
+        sum_dy_xhat += count;
         CBN_SKIP(dx, tile.cols)
         CBN_SKIP(dy, tile.cols)
         CBN_SKIP(x, tile.cols)

@@ -61,23 +61,25 @@ CBN_INLINE void cbn_tile_at(cbn_tile *tile, cbn_input rows, size_t itemsize)
 /* The i-th scratch array of a tile, of any type up to the size of a double. */
 #define CBN_SCRATCH(type, i) ((type *)cbn_scratch(&tile, i))
 
-CBN_UNUSED static const char *cbn_accessed_row(const cbn_input *in, ptrdiff_t r,
-                                               const cbn_tile *tile, int slot)
+/* The row where it is, or a copy of it. */
+CBN_UNUSED static const char *cbn_accessed_row(const cbn_access *access, ptrdiff_t position,
+                                               ptrdiff_t channel, ptrdiff_t cols, char *copy)
 {
-    const ptrdiff_t position = in->position + r * in->stride;
-    const char *const row = in->access->locate(in->access, position, in->channel, tile->cols);
+    const char *const row = access->locate(access, position, channel, cols);
     if (row != NULL) {
         return row;
     }
-    char *const copy = cbn_scratch(tile, slot);
-    in->access->read(in->access, copy, position, in->channel, tile->cols);
+    access->read(access, copy, position, channel, cols);
     return copy;
 }
 
-/* Row r of an input; `slot` is scratch for it. */
+/* Row r of an input; `slot` is scratch for it. Nothing here takes the address of an input or a
+ * tile: it would keep them in memory and cost a fifth of the time of a row of 1024. */
 CBN_INLINE const char *cbn_row(const cbn_input *in, ptrdiff_t r, const cbn_tile *tile, int slot)
 {
-    return in->access == NULL ? in->data + r * in->stride : cbn_accessed_row(in, r, tile, slot);
+    return in->access == NULL ? in->data + r * in->stride
+                              : cbn_accessed_row(in->access, in->position + r * in->stride,
+                                                 in->channel, tile->cols, cbn_scratch(tile, slot));
 }
 
 #define CBN_ROW(in, r, slot) ((const CBN_ELEMENT *)cbn_row(&(in), r, &tile, slot))
@@ -140,6 +142,53 @@ CBN_INLINE int cbn_rows_at_once(const cbn_tile *tile, size_t itemsize)
 
 /* Rows begin alike in their lines. */
 CBN_INLINE int cbn_rows_alike(ptrdiff_t stride) { return stride % CBN_LINE_BYTES == 0; }
+
+/* A division is worth its branch here. */
+CBN_INLINE ptrdiff_t cbn_channels_of(const cbn_tile *tile)
+{
+    return tile->run == 1 ? tile->cols : tile->cols / tile->run;
+}
+
+/* A number a channel for each of its columns, in place. */
+#define CBN_SPREAD_(type)                                                                          \
+    CBN_UNUSED static void cbn_spread_##type(type *columns, ptrdiff_t channels, ptrdiff_t run)     \
+    {                                                                                              \
+        for (ptrdiff_t c = channels; c-- > 0;) {                                                   \
+            const type value = columns[c];                                                         \
+            type *const to = columns + c * run;                                                    \
+            CBN_SIMD                                                                               \
+            for (ptrdiff_t j = 0; j < run; ++j) {                                                  \
+                to[j] = value;                                                                     \
+            }                                                                                      \
+        }                                                                                          \
+    }
+CBN_SPREAD_(float)
+CBN_SPREAD_(double)
+#define CBN_SPREAD(columns, tile)                                                                  \
+    if ((tile).run > 1) {                                                                          \
+        _Generic((columns), float *: cbn_spread_float, double *: cbn_spread_double)(               \
+            columns, cbn_channels_of(&(tile)), (tile).run);                                        \
+    }
+
+/* Each channel's number becomes the sum of its columns, taken as a tree. */
+CBN_UNUSED static void cbn_add_columns(double *columns, ptrdiff_t channels, ptrdiff_t run)
+{
+    for (ptrdiff_t c = 0; c < channels; ++c) {
+        double *const sums = columns + c * run;
+        for (ptrdiff_t left = run; left > 1; left -= left / 2) {
+            const ptrdiff_t half = left / 2;
+            CBN_SIMD
+            for (ptrdiff_t j = 0; j < half; ++j) {
+                sums[j] += sums[j + left - half];
+            }
+        }
+        columns[c] = sums[0];
+    }
+}
+#define CBN_ADD_COLUMNS(columns, tile)                                                             \
+    if ((tile).run > 1) {                                                                          \
+        cbn_add_columns(columns, cbn_channels_of(&(tile)), (tile).run);                            \
+    }
 
 /* Columns j of a row of an output, stored past the caches, a line as soon as it is made: rows made
  * in scratch and streamed in bursts of 2 KiB took 1.2 times as long. __VA_ARGS__ stores column j as
@@ -222,21 +271,21 @@ CBN_INLINE int cbn_extreme(const cbn_channels *channels, ptrdiff_t j)
            cbn_extreme_factor(channels->along_xhat[j]) | cbn_extreme_factor(slope);
 }
 
-/* The length of the run of channels that are extreme (then `wide` is 1), or not, throughout. The
- * first loop vectorises and settles nearly every call. */
-CBN_UNUSED static ptrdiff_t cbn_run(int *wide, const cbn_channels *channels, ptrdiff_t cols)
+/* How many channels from the first on are extreme (then `wide` is 1), or not, throughout. The first
+ * loop vectorises and settles nearly every call. */
+CBN_UNUSED static ptrdiff_t cbn_alike(int *wide, const cbn_channels *channels, ptrdiff_t count)
 {
     int any = 0;
-    for (ptrdiff_t j = 0; j < cols; ++j) {
+    for (ptrdiff_t j = 0; j < count; ++j) {
         any |= cbn_extreme(channels, j);
     }
     if (!any) {
         *wide = 0;
-        return cols;
+        return count;
     }
     *wide = cbn_extreme(channels, 0);
     ptrdiff_t j = 1;
-    while (j < cols && cbn_extreme(channels, j) == *wide) {
+    while (j < count && cbn_extreme(channels, j) == *wide) {
         ++j;
     }
     return j;

@@ -1,11 +1,12 @@
 /* What a kernel set offers: the four kernels for one dtype on one ISA tier.
  *
  * A kernel works on a tile: `rows` rows of `cols` adjacent elements, rows
- * a byte stride apart. Per-channel arrays are float64 and point at the tile's first channel.
+ * a byte stride apart; `run` adjacent elements are of one channel. Per-channel arrays are float64
+ * and point at the tile's first channel.
  *
- * One answer: what a kernel returns for a channel depends on that channel's values and on `rows`,
- * never on `cols`, the strides, or the tier. Hence sums run over rows in a fixed order and
- * vectors run over channels.
+ * One answer: what a kernel returns for a channel depends on that channel's values and on `rows`
+ * and `run`, never on `cols`, the strides, or the tier. Hence sums run over rows in a fixed order,
+ * then over the columns of a run as a tree, and vectors run over columns.
  */
 #ifndef CBN_KERNELS_H
 #define CBN_KERNELS_H
@@ -17,9 +18,9 @@
  * float32 sum at 2 to 4 units; 8 divides it. */
 #define CBN_BLOCK_ROWS 32
 
-/* Scratch arrays of a kernel, and with those for rows that are not taken as they lie. */
+/* Scratch arrays of a kernel, and with those for runs and rows that are not taken as they lie. */
 #define CBN_PLAIN_WORK_ARRAYS 13
-#define CBN_KERNEL_WORK_ARRAYS 21
+#define CBN_KERNEL_WORK_ARRAYS 22
 
 /* How to come by the rows of an array whose elements do not lie as kernels want them. A row is
  * `cols` elements from a position and a channel on. */
@@ -51,7 +52,7 @@ typedef struct cbn_output {
 } cbn_output;
 
 typedef struct cbn_tile {
-    ptrdiff_t rows, cols;
+    ptrdiff_t rows, cols, run;
     void *work;        /* CBN_PLAIN_WORK_ARRAYS of slot_bytes each, CBN_KERNEL_WORK_ARRAYS if any
                         * array has an access */
     size_t slot_bytes; /* of a double a column and 4 KiB on top */

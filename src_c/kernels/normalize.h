@@ -78,10 +78,13 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
     const CBN_NAME(normalize_work)
         w = {CBN_SCRATCH(CBN_WORK, 0), CBN_SCRATCH(CBN_WORK, 1), CBN_SCRATCH(CBN_WORK, 2)};
     CBN_SIMD
-    for (ptrdiff_t j = 0; j < tile.cols; ++j) {
-        CBN_NAME(affine)(&w.high[j], &w.a[j], &w.b[j], channels->mean[j], channels->mean_low[j],
-                         channels->scale[j], channels->along_one[j]);
+    for (ptrdiff_t c = 0; c < cbn_channels_of(&tile); ++c) {
+        CBN_NAME(affine)(&w.high[c], &w.a[c], &w.b[c], channels->mean[c], channels->mean_low[c],
+                         channels->scale[c], channels->along_one[c]);
     }
+    CBN_SPREAD(w.high, tile)
+    CBN_SPREAD(w.a, tile)
+    CBN_SPREAD(w.b, tile)
     if (finish != NULL) {
         cbn_finish with = *finish;
         for (ptrdiff_t r = 0; r < tile.rows; ++r) {
@@ -122,13 +125,14 @@ CBN_UNUSED static void CBN_NAME(normalize)(cbn_output y, cbn_input x, cbn_tile t
 #ifdef CBN_WIDE
     cbn_channels rest = *channels;
     cbn_finish with = finish == NULL ? (cbn_finish){.relu = 0} : *finish;
-    for (ptrdiff_t left = tile.cols; left > 0; left -= tile.cols) {
+    for (ptrdiff_t left = cbn_channels_of(&tile), count; left > 0; left -= count) {
         int wide;
-        tile.cols = cbn_run(&wide, &rest, left);
+        count = cbn_alike(&wide, &rest, left);
+        tile.cols = count * tile.run;
         cbn_tile_at(&tile, x, sizeof(CBN_ELEMENT));
         (wide ? CBN_WIDE(normalize_run) : CBN_NAME(normalize_run))(y, x, tile, &rest,
                                                                    finish == NULL ? NULL : &with);
-        cbn_skip(&rest, tile.cols);
+        cbn_skip(&rest, count);
         CBN_SKIP(y, tile.cols)
         CBN_SKIP(x, tile.cols)
         CBN_SKIP(with.residual, tile.cols)
