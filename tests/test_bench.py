@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -15,7 +16,7 @@ import cbn
 from cbn import _floor, reference
 from cbn.cli import _bench_report, bench, main
 from cbn.cli._bench_report import Result
-from cbn.cli._contenders import EPS, OPS, Cbn, Data, Floor
+from cbn.cli._contenders import EPS, OPS, Case, Cbn, Data, Floor
 from cbn.cli._peers import PEERS
 
 QUICK = ("--repeat", "2", "--seconds", "0", "--peers", "numpy")
@@ -73,9 +74,27 @@ def test_the_floor_refuses_sizes_that_differ_and_no_threads():
 # The contenders -----------------------------------------------------------------------------------
 
 
+def as_rows(array, axis):
+    """N x D of an array with channels at the axis; of a number a channel, itself."""
+    array = np.asarray(array)
+    if array.ndim < 3:
+        return array
+    return np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
+
+
+CASES = (
+    Case((7, 3), "", "float32"),
+    Case((300, 600), "", "float32"),
+    Case((600, 5), "", "float64"),
+    Case((4, 6, 5, 7), "nchw", "float32"),
+    Case((4, 6, 5, 7), "nhwc", "float32"),
+    Case((20, 2, 70), "nchw", "float32"),
+)
+
+
 def from_reference(op, data):
     """The results of an operation in float64: y, or dx, dgamma, dbeta."""
-    d = data
+    d = data.map(lambda array: as_rows(array, data.axis))
     if op == "forward":
         return [reference.forward(d.x, d.gamma, d.beta, EPS)[0]]
     if op == "backward":
@@ -92,17 +111,22 @@ def test_every_contender_computes_the_operation(name, op, fresh):
     contender = {"cbn": Cbn, **PEERS}[name]
     if contender.version() is None:
         pytest.skip(f"{name} is not installed")
-    for shape, dtype in (((7, 3), "float32"), ((300, 600), "float32"), ((600, 5), "float64")):
-        data = Data.random(shape, dtype)
+    for case in CASES:
+        data = Data.random(case)
+        assert data.x.shape == ((4, 5, 7, 6) if case.layout == "nhwc" else case.shape)
+        if not contender.takes(data):
+            assert case.layout == "nchw" and name not in ("cbn", "torch")
+            continue
         before = data.x.copy(), data.dy.copy()
         for call in getattr(contender(data, cbn.get_num_threads(), fresh), op)():
             data.out[:] = np.nan
             results = call()
             results = results if isinstance(results, (tuple, list)) else [results]
             # Not a statement about accuracy: peers may sum as they like.
-            tolerance = 1e3 * np.finfo(dtype).eps
+            tolerance = 1e3 * np.finfo(case.dtype).eps
+            axis = 1 if name == "torch" else data.axis
             for result, expected in zip(results, from_reference(op, data), strict=False):
-                error = np.abs(np.asarray(result) - expected).max()
+                error = np.abs(as_rows(result, axis) - expected).max()
                 assert error <= tolerance * np.abs(expected).max()
             assert not fresh or np.isnan(data.out).all()
             np.testing.assert_array_equal((data.x, data.dy), before)
@@ -111,7 +135,7 @@ def test_every_contender_computes_the_operation(name, op, fresh):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("contender", [Cbn, PEERS["numpy"]])
 def test_results_go_into_the_array_that_is_there(contender, op):
-    data = Data.random((20, 30), "float32")
+    data = Data.random(Case((20, 30), "", "float32"))
     for call in getattr(contender(data, 1, False), op)():
         data.out[:] = np.nan
         call()
@@ -119,7 +143,7 @@ def test_results_go_into_the_array_that_is_there(contender, op):
 
 
 def test_the_floor_of_an_operation_reads_what_the_operation_reads():
-    data = Data.random((20, 30), "float64")
+    data = Data.random(Case((20, 30), "", "float64"))
     x, dy = data.x.view(np.uint64), data.dy.view(np.uint64)
     for op, expected in zip(OPS, (x, dy ^ x, x, dy ^ x), strict=True):
         ways = getattr(Floor(data, 2, False), op)()
@@ -134,7 +158,7 @@ def test_the_floor_of_an_operation_reads_what_the_operation_reads():
 
 
 def result_of(shape, threads=1, one_thread=None, **samples):
-    return Result.of((shape, "forward", "float32", threads), samples, one_thread)
+    return Result.of(Case(shape, "", "float32"), "forward", threads, samples, one_thread)
 
 
 def test_the_fastest_way_counts_by_its_median():
@@ -261,10 +285,27 @@ def test_without_tqdm_it_goes_on_silently(run, monkeypatch):
     assert (status, errors) == (0, "") and "3x5" in output
 
 
+def test_positions_in_both_layouts(run):
+    layouts = ("--layout", "nchw,nhwc")
+    argv = ("--shapes", "2x3,4x3x5", *layouts, "--threads", "1", "--json", "a.json", *QUICK)
+    status, output, _ = run(*argv, "--plot", "a.png")
+    assert status == 0
+    found = json.loads(Path("a.json").read_text(encoding="utf-8"))
+    layouts = [
+        (case["shape"], case["layout"]) for case in found["cases"] if case["op"] == "forward"
+    ]
+    assert layouts == [([2, 3], ""), ([4, 3, 5], "nchw"), ([4, 3, 5], "nhwc")]
+    numpy = ["numpy" in case["seconds"] for case in found["cases"] if case["op"] == "forward"]
+    assert numpy == [True, False, True]
+    lines = [line.split() for line in output.splitlines() if line.startswith("4x3x5 nchw")]
+    assert len(lines) == 2 and all(line[-1] == "-" for line in lines)
+    assert matplotlib.image.imread("a.png").ndim == 3
+
+
 def test_groups_of_shapes():
     for group in [*bench.GROUPS, "cache"]:
         shapes = bench._shapes(group)
-        assert len(shapes) >= 5 and all(N >= 1 and D >= 1 for N, D in shapes)
+        assert len(shapes) >= 5 and all(size >= 1 for shape in shapes for size in shape)
     assert bench._shapes("3x5,small,3x5")[:2] == [(3, 5), (1, 64)]
     sizes = [4 * math.prod(shape) for shape in bench._shapes("growth")]
     assert sizes[0] == pytest.approx(16 << 20, rel=0.05)
@@ -278,7 +319,9 @@ def test_groups_of_shapes():
         (["--shapes", ""], ["--shapes", "''"]),
         (["--shapes", "3x5,"], ["--shapes", "''"]),
         (["--shapes", "3"], ["--shapes", "'3'"]),
-        (["--shapes", "3x4x5"], ["--shapes", "'3x4x5'"]),
+        (["--shapes", "3x4x0"], ["--shapes", "'3x4x0'"]),
+        (["--shapes", "2x2x2x2x2x2x2x2x2"], ["--shapes", "memory"]),
+        (["--layout", "chwn"], ["--layout", "'chwn'", "nhwc"]),
         (["--shapes", "0x5"], ["--shapes", "'0x5'"]),
         (["--shapes", "3x-5"], ["--shapes", "'3x-5'"]),
         (["--shapes", "99999999999x99999999999"], ["--shapes", "memory"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cbn.cli._contenders import OPS
+from cbn.cli._contenders import OPS, Case
 
 # Below this many elements the call itself counts more than the memory.
 SMALL = 1 << 15
@@ -30,11 +31,6 @@ x PEER: the peer's time over cbn's, so that cbn is faster above 1."""
 JAX_NOTE = "jax takes the threads it likes, whatever --threads says, and always makes fresh arrays."
 
 
-def name(shape: Sequence[int]) -> str:
-    """A shape as the option takes it."""
-    return "x".join(map(str, shape))
-
-
 @dataclass
 class Result:
     """One case.
@@ -49,9 +45,10 @@ class Result:
         As `NOTES` says, and ``best peer``, the least of the peers'.
     """
 
-    shape: tuple[int, int]
-    op: str
+    shape: tuple[int, ...]
+    layout: str
     dtype: str
+    op: str
     threads: int
     rounds: int
     seconds: dict[str, float]
@@ -61,11 +58,13 @@ class Result:
     @classmethod
     def of(
         cls,
-        case: tuple[tuple[int, int], str, str, int],
+        case: Case,
+        op: str,
+        threads: int,
         samples: dict[str, list[list[float]]],
         one_thread: float | None,
     ) -> Result:
-        """From shape, op, dtype, threads and every contender's samples, a list for each way."""
+        """From every contender's samples, a list for each way."""
         seconds, spread = {}, {}
         for name, ways in samples.items():
             low, middle, high = min(
@@ -79,15 +78,18 @@ class Result:
         ratios |= peers
         if peers:
             ratios["best peer"] = min(peers.values())
-        return cls(*case, len(samples["cbn"][0]), seconds, spread, ratios)
+        rounds = len(samples["cbn"][0])
+        return cls(
+            *(case.shape, case.layout, case.dtype, op, threads, rounds, seconds, spread, ratios)
+        )
 
     @property
     def name(self) -> str:
-        return name(self.shape)
+        return Case(self.shape, self.layout, self.dtype).name
 
     @property
     def elements(self) -> int:
-        return self.shape[0] * self.shape[1]
+        return math.prod(self.shape)
 
     def size(self, cache: int) -> str:
         """One of SIZES: whether all arrays fit the last-level cache, or x alone fills it."""
@@ -117,7 +119,7 @@ def heading(machine: dict[str, Any], columns: Sequence[str], fresh: bool) -> str
         NOTES,
         *([JAX_NOTE] if "jax" in columns else []),
         "",
-        f"{'shape':13} {'op':18} {'dtype':8} threads {'ms':>9} {'ns/element':>10}"
+        f"{'shape':18} {'op':18} {'dtype':8} threads {'ms':>9} {'ns/element':>10}"
         + "".join(f" {f'x {name}':>{_width(name)}}" for name in columns),
     ]
     return "\n".join(lines)
@@ -127,7 +129,7 @@ def row(result: Result, columns: Sequence[str]) -> str:
     """The line of one case."""
     seconds = result.seconds["cbn"]
     return (
-        f"{result.name:13} {result.op:18} {result.dtype:8} {result.threads:7} "
+        f"{result.name:18} {result.op:18} {result.dtype:8} {result.threads:7} "
         f"{1e3 * seconds:9.4g} {1e9 * seconds / result.elements:10.3f}"
         + "".join(
             f" {f'{result.ratios[name]:.2f}' if name in result.ratios else '-':>{_width(name)}}"
@@ -144,12 +146,12 @@ def summarize(results: Sequence[Result], cache: int) -> list[dict[str, Any]]:
     """Geometric mean and worst case of every ratio, for each op, dtype, threads and size."""
     groups: dict[tuple, list[Result]] = {}
     for result in results:
-        key = (result.op, result.dtype, result.threads, result.size(cache))
+        key = (result.op, result.layout, result.dtype, result.threads, result.size(cache))
         groups.setdefault(key, []).append(result)
-    order = sorted(groups, key=lambda key: (OPS.index(key[0]), *key[1:3], SIZES.index(key[3])))
+    order = sorted(groups, key=lambda key: (OPS.index(key[0]), *key[1:4], SIZES.index(key[4])))
     return [
         {
-            **dict(zip(("op", "dtype", "threads", "size"), key, strict=True)),
+            **dict(zip(("op", "layout", "dtype", "threads", "size"), key, strict=True)),
             "cases": len(groups[key]),
             "ratios": {name: _mean_and_worst(name, groups[key]) for name in groups[key][0].ratios},
         }
@@ -184,13 +186,14 @@ def closing(
     lines = [
         "",
         "geometric mean (worst case)",
-        f"{'op':18} {'dtype':8} threads {'size':10} cases"
+        f"{'op':18} {'layout':6} {'dtype':8} threads {'size':10} cases"
         + "".join(f" {f'x {name}':>14}" for name in columns),
     ]
     for line in summary:
         cells = (line["ratios"].get(name) for name in columns)
         lines.append(
-            f"{line['op']:18} {line['dtype']:8} {line['threads']:7} {line['size']:10} "
+            f"{line['op']:18} {line['layout']:6} {line['dtype']:8} {line['threads']:7} "
+            f"{line['size']:10} "
             f"{line['cases']:5}"
             + "".join(
                 f" {'-' if cell is None else '{mean:.2f} ({worst:.2f})'.format(**cell):>14}"
@@ -216,7 +219,7 @@ def plot(results: Sequence[Result], machine: dict[str, Any], path: Path) -> None
 
     kinds = list(dict.fromkeys((result.op, result.dtype) for result in results))
     scaling = any("1 thread" in result.ratios for result in results)
-    widths = [4 + 0.3 * min(len({result.shape for result in results}), 40), 4.5]
+    widths = [4 + 0.3 * min(len({result.name for result in results}), 40), 4.5]
     widths += [4.5] * scaling
     figure = Figure(figsize=(sum(widths), 1.2 + 3.6 * len(kinds)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -233,7 +236,7 @@ def plot(results: Sequence[Result], machine: dict[str, Any], path: Path) -> None
         full = machine["last_level_cache"] / np.dtype(dtype).itemsize
         _plot_by_size(row[1], shown, full)
         if scaling:
-            alone = {result.shape: result.seconds for result in chosen if result.threads == 1}
+            alone = {result.name: result.seconds for result in chosen if result.threads == 1}
             _plot_scaling(row[2], shown, alone, full)
         for axes in row:
             axes.grid(alpha=0.3)
@@ -246,9 +249,9 @@ def plot(results: Sequence[Result], machine: dict[str, Any], path: Path) -> None
 def _plot_over_floor(axes: Any, results: Sequence[Result]) -> None:
     axes.axhline(1, color=COLORS["floor"])
     positions = range(len(results))
-    for name in results[0].seconds:
+    for name in _contenders(results):
         if name != "floor":
-            ratios = [result.seconds[name] / result.seconds["floor"] for result in results]
+            ratios = [_seconds(result, name) / result.seconds["floor"] for result in results]
             axes.plot(positions, ratios, "o", **_style(name))
     axes.set_xticks(positions, [result.name for result in results], rotation=60, ha="right")
     axes.set(yscale="log", ylabel="time over the floor's")
@@ -257,8 +260,8 @@ def _plot_over_floor(axes: Any, results: Sequence[Result]) -> None:
 
 def _plot_by_size(axes: Any, results: Sequence[Result], full: float) -> None:
     sizes = [result.elements for result in results]
-    for name in results[0].seconds:
-        times = [1e9 * result.seconds[name] / result.elements for result in results]
+    for name in _contenders(results):
+        times = [1e9 * _seconds(result, name) / result.elements for result in results]
         axes.plot(sizes, times, ".-", label=name, **_style(name))
     axes.set(yscale="log", ylabel="ns an element")
     axes.yaxis.set_major_formatter("{x:g}")
@@ -266,14 +269,24 @@ def _plot_by_size(axes: Any, results: Sequence[Result], full: float) -> None:
 
 
 def _plot_scaling(
-    axes: Any, results: Sequence[Result], alone: dict[tuple[int, int], dict], full: float
+    axes: Any, results: Sequence[Result], alone: dict[str, dict], full: float
 ) -> None:
     sizes = [result.elements for result in results]
-    for name in results[0].seconds:
-        gains = [alone[result.shape][name] / result.seconds[name] for result in results]
+    for name in _contenders(results):
+        gains = [
+            alone[result.name].get(name, math.nan) / _seconds(result, name) for result in results
+        ]
         axes.plot(sizes, gains, ".-", **_style(name))
     axes.set(ylim=(0, None), ylabel=f"speed-up of {results[0].threads} threads over 1")
     _scale_by_size(axes, full)
+
+
+def _contenders(results: Sequence[Result]) -> list[str]:
+    return list(dict.fromkeys(name for result in results for name in result.seconds))
+
+
+def _seconds(result: Result, name: str) -> float:
+    return result.seconds.get(name, math.nan)
 
 
 def _style(name: str) -> dict[str, Any]:

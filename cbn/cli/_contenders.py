@@ -26,10 +26,25 @@ OPS = ("forward", "backward", "inference", "inference_backward")
 Call = Callable[[], Any]
 
 
+@dataclass(frozen=True)
+class Case:
+    """A shape, channels second; and where they are in memory: nchw, nhwc, or N x D and nothing."""
+
+    shape: tuple[int, ...]
+    layout: str
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        """As the option takes the shape."""
+        return "x".join(map(str, self.shape)) + (f" {self.layout}" if self.layout else "")
+
+
 @dataclass
 class Data:
-    """x, dy and out of shape (N, D), the rest of shape (D,), all of one dtype."""
+    """x, dy and out as they lie in memory, the rest of shape (D,), all of one dtype."""
 
+    axis: int | None
     x: NDArray
     dy: NDArray
     out: NDArray
@@ -39,22 +54,41 @@ class Data:
     var: NDArray
 
     @classmethod
-    def random(cls, shape: tuple[int, int], dtype: str) -> Data:
-        """Columns with means around 1 and a standard deviation of 2."""
+    def random(cls, case: Case) -> Data:
+        """Channels with means around 1 and a standard deviation of 2."""
         rng = np.random.default_rng(0)
+        (N, D, *positions), dtype = case.shape, case.dtype
+        axis = {"": None, "nchw": 1, "nhwc": -1}[case.layout]
+        shape = (N, *positions, D) if axis == -1 else case.shape
         x, dy = (rng.standard_normal(shape, dtype) for _ in range(2))
         x *= 2
         x += 1
-        gamma, beta, mean, var = rng.uniform(0.5, 1.5, (4, shape[1])).astype(dtype)
-        return cls(x, dy, np.zeros_like(x), gamma, beta, mean, var)
+        gamma, beta, mean, var = rng.uniform(0.5, 1.5, (4, D)).astype(dtype)
+        return cls(axis, x, dy, np.zeros_like(x), gamma, beta, mean, var)
 
     def map(self, function: Callable[[NDArray], Any]) -> Data:
         """The same with a peer's arrays, of the same memory where the peer can."""
-        return Data(*(function(getattr(self, field.name)) for field in fields(self)))
+        arrays = (function(getattr(self, field.name)) for field in fields(self)[1:])
+        return Data(self.axis, *arrays)
+
+    def rows(self) -> Data:
+        """The same memory as N x D; channels must come last."""
+        if self.axis is None:
+            return self
+        flat = self.map(
+            lambda array: array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array
+        )
+        flat.axis = None
+        return flat
 
 
 class Contender:
-    """A contender for one case; `out` is None where results are to be fresh arrays."""
+    """A contender for one case; `out` is None where results are to be fresh arrays.
+
+    It gets N x D rows unless it takes any axis.
+    """
+
+    any_axis = False
 
     package = "cbn"
 
@@ -66,39 +100,51 @@ class Contender:
         except metadata.PackageNotFoundError:
             return None
 
+    @classmethod
+    def takes(cls, data: Data) -> bool:
+        """Whether it can do the case."""
+        return cls.any_axis or data.axis != 1
+
     def __init__(self, data: Data, threads: int, fresh: bool) -> None:
-        self.data = data
+        self.data = data if self.any_axis else data.rows()
         self.threads = threads
-        self.out = None if fresh else data.out
+        self.out = None if fresh else self.data.out
 
 
 class Cbn(Contender):
+    any_axis = True
+
     def __init__(self, data: Data, threads: int, fresh: bool) -> None:
         super().__init__(data, threads, fresh)
         self.options = {"out": self.out, "num_threads": threads}
+        self.axis = {} if data.axis is None else {"axis": data.axis}
 
     def forward(self) -> list[Call]:
         d = self.data
-        return [partial(cbn.batch_norm_forward, d.x, d.gamma, d.beta, **self.options)]
+        arguments = (d.x, d.gamma, d.beta)
+        return [partial(cbn.batch_norm_forward, *arguments, **self.options, **self.axis)]
 
     def backward(self) -> list[Call]:
         d = self.data
-        _, cache = cbn.batch_norm_forward(d.x, d.gamma, d.beta, out=d.out)
+        _, cache = cbn.batch_norm_forward(d.x, d.gamma, d.beta, out=d.out, **self.axis)
         return [partial(cbn.batch_norm_backward, d.dy, cache, **self.options)]
 
     def inference(self) -> list[Call]:
         d = self.data
         arguments = (d.x, d.mean, d.var, d.gamma, d.beta)
-        return [partial(cbn.batch_norm_inference, *arguments, **self.options)]
+        return [partial(cbn.batch_norm_inference, *arguments, **self.options, **self.axis)]
 
     def inference_backward(self) -> list[Call]:
         d = self.data
         arguments = (d.dy, d.x, d.mean, d.var, d.gamma)
-        return [partial(cbn.batch_norm_inference_backward, *arguments, **self.options)]
+        call = cbn.batch_norm_inference_backward
+        return [partial(call, *arguments, **self.options, **self.axis)]
 
 
 class Floor(Contender):
     """A copy for forward, a triad of two reads and one write for backward, always into `out`."""
+
+    any_axis = True
 
     def _streams(self, *inputs: NDArray) -> list[Call]:
         arrays = [array.reshape(-1).view(np.uint8) for array in (self.data.out, *inputs)]

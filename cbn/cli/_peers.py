@@ -71,13 +71,22 @@ class Torch(Contender):
     """PyTorch's operators; its default calls for fresh results."""
 
     package = "torch"
+    any_axis = True
 
     def __init__(self, data: Data, threads: int, fresh: bool) -> None:
         import torch
 
-        super().__init__(data.map(torch.from_numpy), threads, fresh)
+        super().__init__(
+            data.map(lambda array: self._channels_second(torch.from_numpy(array), data.axis)),
+            threads,
+            fresh,
+        )
         torch.set_num_threads(threads)
         self.torch = torch
+
+    @staticmethod
+    def _channels_second(tensor: Any, axis: int | None) -> Any:
+        return tensor.movedim(-1, 1) if axis == -1 and tensor.ndim > 1 else tensor
 
     def _forward(self, mean: Any, var: Any, training: bool) -> list[Call]:
         d = self.data
@@ -126,7 +135,7 @@ class Jax(Contender):
 
         jax.config.update("jax_enable_x64", True)
         cpu = jax.devices("cpu")[0]
-        super().__init__(data.map(partial(jax.device_put, device=cpu)), threads, fresh)
+        super().__init__(data.rows().map(partial(jax.device_put, device=cpu)), threads, fresh)
         self.jax = jax
 
     def _jit(self, function: Callable[..., Any], *arguments: Any) -> list[Call]:

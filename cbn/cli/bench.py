@@ -11,14 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain, product, repeat
+from itertools import chain, repeat
 from pathlib import Path
 
 import cbn
 from cbn.cli import _bench_report as report
 from cbn.cli import _machine
 from cbn.cli._bench_report import Result
-from cbn.cli._contenders import OPS, Call, Cbn, Data, Floor
+from cbn.cli._contenders import OPS, Call, Case, Cbn, Data, Floor
 from cbn.cli._machine import last_level_cache
 from cbn.cli._options import (
     CommandError,
@@ -47,7 +47,11 @@ GROUPS = {
     "pow2": "1024x1024 1024x1040 4096x1024 4096x1040 1024x4096 1024x4112 4096x4096 4096x4112",
     "large": "4096x4096 65536x256 1000000x16 1000000x100 128x65536 1024x16384 16384x512",
     "growth": " ".join(f"{4096 << k}x1000" for k in range(7)),
+    # inputs of ResNet-50's layers, and three channels of an image
+    "spatial": "8x3x224x224 8x64x112x112 32x64x56x56 8x256x56x56 32x128x28x28 32x512x28x28 "
+    "32x256x14x14 32x1024x14x14 32x512x7x7 32x2048x7x7",
 }
+LAYOUTS = ("nchw", "nhwc")
 # Timed calls of a turn take about this many seconds.
 SLICE = 0.002
 
@@ -67,7 +71,16 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         type=_shapes,
         default="default",
         metavar="LIST",
-        help=f"such as 256x1024,4096x512; or {', '.join([*GROUPS, 'cache'])} (default: default)",
+        help=f"such as 256x1024 (N x D), 32x64x56x56 (N x C x positions); or "
+        f"{', '.join([*GROUPS, 'cache'])} (default: default)",
+    )
+    parser.add_argument(
+        "--layout",
+        type=some_of(LAYOUTS),
+        default="nchw",
+        metavar="LIST",
+        help="memory order of shapes with positions, of nchw, nhwc: channels before or after them "
+        "(default: nchw)",
     )
     parser.add_argument(
         "--ops",
@@ -132,8 +145,14 @@ def run(options: argparse.Namespace) -> int:
     cache = machine["last_level_cache"]
     print(report.heading(machine, columns, options.fresh), flush=True)
     results = []
-    cases = math.prod(map(len, (options.dtypes, options.shapes, options.ops, threads)))
-    measured, write = _progress(_measure_all(options, threads), cases)
+    cases = [
+        Case(shape, layout if len(shape) > 2 else "", dtype)
+        for dtype in options.dtypes
+        for shape in options.shapes
+        for layout in (options.layout if len(shape) > 2 else [""])
+    ]
+    total = len(cases) * len(options.ops) * len(threads)
+    measured, write = _progress(_measure_all(cases, options, threads), total)
     for result in measured:
         results.append(result)
         write(report.row(result, columns))
@@ -167,25 +186,28 @@ def _progress(results: Iterable[Result], total: int) -> tuple[Iterable[Result], 
 # Measuring ----------------------------------------------------------------------------------------
 
 
-def _measure_all(options: argparse.Namespace, threads: Sequence[int]) -> Iterator[Result]:
+def _measure_all(
+    cases: Sequence[Case], options: argparse.Namespace, threads: Sequence[int]
+) -> Iterator[Result]:
     contenders = {"cbn": Cbn, "floor": Floor, **{name: PEERS[name] for name in options.peers}}
-    for dtype, shape in product(options.dtypes, options.shapes):
+    for case in cases:
         try:
-            data = Data.random(shape, dtype)
+            data = Data.random(case)
             for op in options.ops:
                 one_thread = None
                 for n in threads:
                     calls = {
                         name: getattr(contender(data, n, options.fresh), op)()
                         for name, contender in contenders.items()
+                        if contender.takes(data)
                     }
                     samples = _take_turns(calls, options.repeat, options.seconds)
-                    result = Result.of((shape, op, dtype, n), samples, one_thread)
+                    result = Result.of(case, op, n, samples, one_thread)
                     if n == 1:
                         one_thread = result.seconds["cbn"]
                     yield result
         except MemoryError:
-            raise CommandError(f"--shapes: not enough memory for {report.name(shape)}") from None
+            raise CommandError(f"--shapes: not enough memory for {case.name}") from None
         data = calls = None  # freed before the next shape takes its memory
 
 
@@ -244,8 +266,8 @@ def _settle() -> None:
 # Options ------------------------------------------------------------------------------------------
 
 
-def _shapes(text: str) -> list[tuple[int, int]]:
-    shapes: list[tuple[int, int]] = []
+def _shapes(text: str) -> list[tuple[int, ...]]:
+    shapes: list[tuple[int, ...]] = []
     for word in text.split(","):
         if word == "cache":  # x takes a quarter of the last-level cache, a half, ...
             rows = last_level_cache() // 4000
@@ -255,16 +277,18 @@ def _shapes(text: str) -> list[tuple[int, int]]:
     return list(dict.fromkeys(shapes))
 
 
-def _shape(text: str) -> tuple[int, int]:
+def _shape(text: str) -> tuple[int, ...]:
     try:
-        N, D = map(positive, text.split("x"))
+        N, D, *positions = map(positive, text.split("x"))
     except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(
-            f"expected NxD such as 256x1024, or {', '.join([*GROUPS, 'cache'])}, got {text!r}"
+            f"expected NxD such as 256x1024, NxCxHxW, or {', '.join([*GROUPS, 'cache'])}, "
+            f"got {text!r}"
         ) from None
-    if N * D > sys.maxsize // 8:
+    shape = N, D, *positions
+    if math.prod(shape) > sys.maxsize // 8 or len(shape) > 8:
         raise argparse.ArgumentTypeError(f"expected a shape that fits into memory, got {text!r}")
-    return N, D
+    return shape
 
 
 def _peers(text: str) -> list[str]:
