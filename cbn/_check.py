@@ -219,9 +219,20 @@ def cache(value: Any, kind: type) -> None:
         )
 
 
+def unchanged(cache: Any) -> None:
+    """x still has the shape and the channels that the statistics and the mask are of."""
+    shape = cache._shape
+    if cache.x.shape != shape or shape[cache.axis] != cache._stats.shape[1]:
+        raise ValueError(
+            f"cache: expected x of shape {shape} with {cache._stats.shape[1]} channels, as in the"
+            f" forward call, got shape {cache.x.shape} with channel axis {cache.axis}"
+        )
+
+
 def plain_cache(value: Any, kind: type) -> None:
     """A cache that the derivatives beyond backward know how to use."""
     cache(value, kind)
+    unchanged(value)
     options = value._options
     given = {
         "a mask": options.mask is not None,

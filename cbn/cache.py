@@ -62,7 +62,7 @@ class BatchNormCache:
     """
 
     __slots__ = (
-        *("_beta_dtype", "_gamma", "_gamma_dtype", "_options", "_stats"),
+        *("_beta_dtype", "_gamma", "_gamma_dtype", "_options", "_shape", "_stats"),
         *("axis", "count", "eps", "gamma", "x"),
     )
 
@@ -83,6 +83,7 @@ class BatchNormCache:
         self.eps = eps
         self.axis = axis
         self.count = count
+        self._shape = x.shape
         self._stats = stats  # read-only, for mean *= 0.9 would be silent
         self._gamma = gamma64
         self._gamma_dtype = None if gamma is None else gamma.dtype

@@ -199,6 +199,7 @@ def batch_norm_backward(
         )
         if plain is not None:
             return plain
+    _check.unchanged(cache)
     dy = _check.same_shape("dy", dy, x.shape)
     threads = resolve_threads(num_threads)
     may_be = {"dy": dy} if options.residual is not None else {"dy": dy, "x": x}
