@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,22 @@ def _tiers() -> tuple[list[str], list[str]]:
     return [name for name, _ in tiers], [name for name, supported in tiers if supported]
 
 
-if _core.choose_isa() is not None:
-    _check.isa(os.environ["CBN_ISA"], *_tiers())
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """A variable of the environment that is wrong: an error of the import, or of the command."""
+    try:
+        yield
+    except ValueError as error:
+        # python -m sets argv[0] to "-m" until it has found the package
+        if Path(sys.argv[0] if sys.argv else "").stem not in ("cbn", "-m"):
+            raise
+        print(f"cbn: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+with _settings():
+    if _core.choose_isa() is not None:
+        _check.isa(os.environ["CBN_ISA"], *_tiers())
 
 
 def _cgroup_cpus() -> float:
@@ -55,10 +70,11 @@ def _machine_threads() -> int:
 
 # Read once: a look into os.environ costs as much as a small batch norm.
 _environment_threads: int | None = None
-if os.environ.get("CBN_NUM_THREADS"):
-    _environment_threads = _check.environment_threads(
-        "CBN_NUM_THREADS", os.environ["CBN_NUM_THREADS"]
-    )
+with _settings():
+    if os.environ.get("CBN_NUM_THREADS"):
+        _environment_threads = _check.environment_threads(
+            "CBN_NUM_THREADS", os.environ["CBN_NUM_THREADS"]
+        )
 _openmp_decides = bool(os.environ.get("OMP_NUM_THREADS"))
 _limit = _machine_threads()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -94,6 +95,22 @@ def test_unknown_arguments(run, argv):
     status, output, errors = run(*argv)
     assert (status, output) == (2, "")
     assert_one_line(errors)
+
+
+@pytest.mark.parametrize("command", ["info", "demo", "check", "accuracy", "bench", "--version"])
+@pytest.mark.parametrize("variable", ["CBN_ISA", "CBN_NUM_THREADS"])
+def test_a_bad_variable_is_one_line(variable, command):
+    script = shutil.which("cbn", path=os.path.dirname(sys.executable))
+    done = python_m_cbn(command, **{variable: "nonsense"})
+    by_script = subprocess.run(
+        [script, command],
+        capture_output=True,
+        text=True,
+        env=os.environ | {variable: "nonsense"},
+    )
+    assert (by_script.returncode, by_script.stderr) == (done.returncode, done.stderr)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert_one_line(done.stderr, f"cbn: error: {variable}: expected", "got 'nonsense'")
 
 
 # cbn info -----------------------------------------------------------------------------------------
