@@ -36,7 +36,7 @@ GNU = {
         *("-fopenmp-simd", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra", "-Wvla"),
     ],
     "cython": ["-fvisibility=hidden", "-g0"],
-    "werror": ["-Werror"],
+    "werror": ["-Werror", "-Wstack-usage=8192"],
     "avx2": GNU_AVX2,
     "avx512": [*GNU_AVX2, *GNU_AVX512, "-mprefer-vector-width=512"],
     "openmp": {"compile": ["-fopenmp"], "link": ["-fopenmp"]},
@@ -106,7 +106,7 @@ class BuildExt(build_ext):
     def build_extension(self, ext):
         flags = [*self.toolchain["c"], *self.openmp["compile"]]
         if switched_on("CBN_WERROR"):
-            flags += self.toolchain["werror"]
+            flags += filter(self.knows, self.toolchain["werror"])
         folder = ext.include_dirs[0]
         ext.extra_objects = self.compile_c(sorted(map(str, Path(folder).glob("*.c"))), flags)
         if ext.name == "cbn._core":
@@ -150,6 +150,9 @@ class BuildExt(build_ext):
             raise CompileError(f"{message}\nCBN_NO_OPENMP=1 builds without threads.")
         self.warn(f"{message}\nBuilding without OpenMP: cbn will run on one thread.")
         return serial
+
+    def knows(self, flag):
+        return self.runs(PROBE_C, compile=[*self.toolchain["werror"][:1], flag])
 
     def runs(self, source, compile=(), link=()):
         """Whether the program compiles, links and exits with 0."""
