@@ -50,7 +50,7 @@ def fixed_statistics(
     return stats
 
 
-def _blank(out: NDArray | None, mask: NDArray[np.bool_] | None) -> None:
+def blank(out: NDArray | None, mask: NDArray[np.bool_] | None) -> None:
     """Zeros where the mask leaves out."""
     if out is not None and mask is not None:
         np.copyto(out, 0, where=~mask)
@@ -65,7 +65,9 @@ def inference(
     relu: bool = False,
     positions: NDArray[np.intp] | None = None,
 ) -> None:
-    """y of given statistics, (42); their last row is filled in."""
+    """y of given statistics, (42), at the positions; the last row of stats is filled in."""
+    if positions is not None and not positions.size:
+        return
     beta = None if call.beta is None else np.array(call.beta, np.float64)
     _core.inference(
         *(y, stats, computed(x, y.dtype.newbyteorder("=")), call.axis, call.gamma64, beta),
@@ -131,7 +133,7 @@ def forward(y: NDArray, x: NDArray, call: Call, options: ForwardOptions) -> Batc
             *(y, stats, computed(x, y.dtype.newbyteorder("=")), call.axis, call.gamma64),
             *(options.beta, call.eps, options.residual, options.relu, positions, call.threads),
         )
-    _blank(y, options.mask)
+    blank(y, options.mask)
     return _cache(y, x, stats, count, call, options)
 
 
@@ -156,7 +158,7 @@ def backward(
     if _common_dtype(dy, cache.x) != native:
         return _wide_backward(dx, dresidual, dy, cache, threads)
     sums = Sums(*np.zeros((2, cache._stats.shape[1])))
-    if not sums.dy.size or cache.count == 0:
+    if not sums.dy.size or not options.any_positions:
         dx[...] = 0
         if dresidual is not None:
             dresidual[...] = 0
@@ -180,8 +182,8 @@ def backward(
             *(dx, *sums, dy, x, cache.axis, stats, cache.count, gamma, options.positions),
             threads,
         )
-    _blank(dx, options.mask)
-    _blank(dresidual, options.mask)
+    blank(dx, options.mask)
+    blank(dresidual, options.mask)
     return sums
 
 

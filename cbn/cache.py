@@ -27,6 +27,10 @@ class ForwardOptions:
     """Parts of axis 0 that were normalized by themselves, and their caches."""
 
     @property
+    def any_positions(self) -> bool:
+        return self.positions is None or self.positions.size > 0
+
+    @property
     def plain(self) -> bool:
         """Whether backward is what it is without them."""
         if self is NO_OPTIONS:

@@ -51,6 +51,7 @@ def batch_norm_inference_cache(
     *,
     axis: int | None = None,
     eps: float = 1e-5,
+    mask: ArrayLike | None = None,
     residual: ArrayLike | None = None,
     activation: str | None = None,
 ) -> BatchNormCache:
@@ -58,7 +59,7 @@ def batch_norm_inference_cache(
 
     Parameters
     ----------
-    x, mean, var, gamma, beta, axis, eps, residual, activation
+    x, mean, var, gamma, beta, axis, eps, mask, residual, activation
         As for `batch_norm_inference`; without an activation, beta only decides whether there is a
         dbeta.
 
@@ -86,7 +87,10 @@ def batch_norm_inference_cache(
     if residual is not None:
         residual = _check.same_shape("residual", residual, x.shape)
         residual = computed(residual, _check.result_dtype(x.dtype))
-    options = ForwardOptions(residual=residual, relu=relu, beta=float64(beta, copy=True))
+    mask = _check.mask(mask, x.shape, axis)
+    positions = _passes.positions_of(mask)
+    beta64 = float64(beta, copy=True)
+    options = ForwardOptions(mask, positions, residual=residual, relu=relu, beta=beta64)
     return BatchNormCache(x, stats, gamma64, gamma, beta, eps, axis, math.inf, options)
 
 

@@ -318,6 +318,7 @@ def batch_norm_inference(
     *,
     axis: int | None = None,
     eps: float = 1e-5,
+    mask: ArrayLike | None = None,
     residual: ArrayLike | None = None,
     activation: str | None = None,
     out: NDArray | None = None,
@@ -333,6 +334,8 @@ def batch_norm_inference(
         Statistics of the population, of any real floating dtype; var >= 0.
     gamma, beta : array_like, shape (D,), optional
         Scale and shift; ones and zeros when not given.
+    mask : array_like of bool, optional
+        True where y is wanted, as for `batch_norm_forward`; it is 0 elsewhere.
     residual, activation
         As for `batch_norm_forward`.
 
@@ -348,7 +351,7 @@ def batch_norm_inference(
         As `batch_norm_forward`, and for a negative var.
     """
     if (
-        (axis is None and residual is activation is None and type(eps) is float)
+        (axis is None and mask is residual is activation is None and type(eps) is float)
         and (0 <= eps < math.inf)
         and (num_threads is None or _plain_threads(num_threads))
     ):
@@ -368,12 +371,14 @@ def batch_norm_inference(
     if residual is not None:
         residual = _check.same_shape("residual", residual, x.shape)
         residual = computed(residual, _check.result_dtype(x.dtype))
+    mask = _check.mask(mask, x.shape, axis)
     may_be = {"x": x} if residual is None else {"x": x, "residual": residual}
     y = _output(out, x, may_be, mean=mean, var=var, gamma=gamma, beta=beta)
     if channels:
         call = _passes.Call(gamma, beta, float64(gamma), eps, axis, threads)
         stats = _passes.fixed_statistics(mean, var, channels)
-        _passes.inference(y, x, stats, call, residual, relu)
+        _passes.inference(y, x, stats, call, residual, relu, _passes.positions_of(mask))
+    _passes.blank(y, mask)
     return y
 
 
