@@ -125,6 +125,14 @@ def batches_tracked(value: Any) -> int:
     return _integer("num_batches_tracked", value, 1)
 
 
+def batches(value: Any, name: str = "num_batches_tracked") -> int:
+    """A number of batches, 0 or more, that int64 can hold."""
+    count = _integer(name, value, 0)
+    if count >= 2**63:
+        raise ValueError(f"{name}: expected an integer < 2^63, got {count}")
+    return count
+
+
 def updatable(name: str, array: Any, channels: int) -> None:
     """An array of the caller's that is about to be written."""
     if not isinstance(array, np.ndarray):
@@ -212,7 +220,7 @@ def state(
     for key, attribute in keys.items():
         value = _check.real_array(key, given[key])
         if attribute == "num_batches_tracked":
-            values[attribute] = _integer(key, value, 0)
+            values[attribute] = batches(value, key)
             continue
         updatable(attribute, targets[attribute], channels)
         if value.shape != (channels,):

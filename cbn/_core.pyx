@@ -285,6 +285,20 @@ def double_backward(g_dy, g_x, double[::1] g_gamma not None, ddx, dy, x,
 include "_plain.pxi"
 
 
+def put(cnp.ndarray to not None, cnp.ndarray values not None):
+    """Contiguous values into an array of their dtype and size, of at most one dimension.
+
+    With the GIL held: no other Python thread and no signal handler sees a half of them.
+    """
+    cdef int ndim = cnp.PyArray_NDIM(to)
+    cdef Py_ssize_t stride = cnp.PyArray_STRIDE(to, 0) if ndim else 0
+    if (ndim > 1 or to.dtype != values.dtype or cnp.PyArray_SIZE(to) != cnp.PyArray_SIZE(values)
+            or not cnp.PyArray_IS_C_CONTIGUOUS(values)):
+        raise RuntimeError("cbn: put: expected contiguous values of the same dtype and size")
+    cbn_c.cbn_put(cnp.PyArray_DATA(to), stride, cnp.PyArray_DATA(values),
+                  cnp.PyArray_ITEMSIZE(to), cnp.PyArray_SIZE(to))
+
+
 def choose_isa():
     """Choose the tier by CBN_ISA or the CPU; the status text, or None when all is well."""
     cdef cbn_c.cbn_status status = cbn_c.cbn_isa_choose()

@@ -50,6 +50,7 @@ cdef extern from "cbn.h" nogil:
     void cbn_to_float64(double *to, const float *source, Py_ssize_t count)
     void cbn_to_float32(float *to, const double *source, Py_ssize_t count)
     int cbn_any_negative(const double *values, Py_ssize_t count)
+    void cbn_put(void *to, Py_ssize_t stride, const void *source, size_t size, Py_ssize_t count)
 
     cbn_status cbn_moments(const cbn_statistics *statistics, const cbn_array *x, double eps,
                            const cbn_resources *resources)

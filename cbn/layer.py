@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from cbn import _check, _check_state
+from cbn._state import STATE_LOCK, write
 from cbn.derivatives import batch_norm_inference_cache
 from cbn.functional import batch_norm_backward, batch_norm_forward, batch_norm_inference
-from cbn.moments import DEFAULT_MOMENTUM, Moments, renormalization, update_running_stats
+from cbn.moments import DEFAULT_MOMENTUM, Moments, averaged, renormalization
 
 # The layer's attributes under the names that others give them.
 _TORCH = {
@@ -35,6 +37,10 @@ _ONNX = {
     "input_mean": "running_mean",
     "input_var": "running_var",
 }
+
+# What normalizes in evaluation mode, in the order of `batch_norm_inference`.
+_STATISTICS = ("running_mean", "running_var", "gamma", "beta")
+_HELD_AS = {"num_batches_tracked": "_batches"}
 
 _OPTIONS = {
     "axis": None,
@@ -125,8 +131,10 @@ class BatchNorm:
     Notes
     -----
     A call or a backward that raises changes nothing in the layer, except what lies in the arrays of
-    reuse_buffers. A pickle or a deep copy has parameters and statistics, but not what the last call
-    left for backward.
+    reuse_buffers; an interrupt finds parameters and statistics all as before or all as after. Calls
+    from several Python threads are each averaged in, in any order, while `backward` belongs to the
+    last call of all. A pickle or a deep copy has parameters and statistics, but not what the last
+    call left for backward.
 
     Examples
     --------
@@ -178,7 +186,7 @@ class BatchNorm:
         self.affine, self.track_running_stats = affine, track_running_stats
         self.training = True
         self.gamma = self.beta = self.dgamma = self.dbeta = None
-        self.running_mean = self.running_var = self.num_batches_tracked = None
+        self.running_mean = self.running_var = self._batches = None
         shape = (self.num_features,)
         if affine:
             self.gamma, self.beta = np.ones(shape, self.dtype), np.zeros(shape, self.dtype)
@@ -186,7 +194,7 @@ class BatchNorm:
             self.running_mean, self.running_var = (
                 make(shape, self.dtype) for make in (np.zeros, np.ones)
             )
-            self.num_batches_tracked = 0
+            self._batches = np.zeros((), np.int64)
         self._saved = None
         self._buffers: dict[str, NDArray] = {}
 
@@ -204,8 +212,9 @@ class BatchNorm:
         ----------
         x : array_like, shape (N, D) or more dimensions
         mask, sample_weight : array_like, optional
-            What counts in the statistics of the batch, see `batch_norm_forward`; of no effect when
-            the running statistics normalize. A batch of which nothing counts leaves those alone.
+            What counts in the statistics of the batch, see `batch_norm_forward`. A batch of which
+            nothing counts leaves the running ones alone. When those normalize, y is 0 where the
+            mask leaves out, as in training, and sample_weight is of no effect.
         residual : array_like, optional
             See `batch_norm_forward`.
 
@@ -227,25 +236,26 @@ class BatchNorm:
         _check_state.features(x, axis, self.num_features)
         options = _given(residual=residual, activation=self.activation)
         if not self.training and self.running_mean is not None:
-            return self._evaluate(x, options)
+            return self._evaluate(x, _given(mask=mask) | options)
         _check_state.several_values(x, axis, mask)
         return self._normalize(x, _given(mask=mask, sample_weight=sample_weight), options)
 
     def _evaluate(self, x: NDArray, options: dict[str, Any]) -> NDArray:
-        given = self.running_mean, self.running_var, self.gamma, self.beta
+        with STATE_LOCK:  # the two running statistics of one update
+            given = [copy.copy(getattr(self, name)) for name in _STATISTICS]
         settings = {"axis": self.axis, "eps": self.eps, **options}
         out = self._buffer("y", x, x, *options.values())
         y = batch_norm_inference(x, *given, out=out, num_threads=self.num_threads, **settings)
-        kept = (None if values is None else np.array(values) for values in given)
-        self._saved = partial(batch_norm_inference_cache, x, *kept, **settings), None
+        self._saved = partial(batch_norm_inference_cache, x, *given, **settings), None
         return y
 
     def _normalize(self, x: NDArray, weights: dict[str, Any], options: dict[str, Any]) -> NDArray:
         gamma, beta, factors = self.gamma, self.beta, None
         if self.renorm:
             m = Moments.from_batch(x, self.axis, num_threads=self.num_threads, **weights)
-            running = self.running_mean, self.running_var
-            r, d = factors = renormalization(m, *running, self.eps, self.r_max, self.d_max)
+            with STATE_LOCK:
+                running = self.running_mean, self.running_var
+                r, d = factors = renormalization(m, *running, self.eps, self.r_max, self.d_max)
             shift = d if gamma is None else gamma * d
             gamma = r if gamma is None else gamma * r
             beta = shift if beta is None else shift + beta
@@ -258,23 +268,31 @@ class BatchNorm:
             **weights,
             **options,
         )
-        if self.running_mean is not None:
-            self._track(Moments.from_cache(cache))
-        self._saved = cache, factors
+        if self.running_mean is None:
+            self._saved = cache, factors
+        else:
+            self._track(Moments.from_cache(cache), (cache, factors))
         return y
 
-    def _track(self, m: Moments) -> None:
-        batches = self.num_batches_tracked + 1
-        if update_running_stats(
-            self.running_mean,
-            self.running_var,
-            m,
-            momentum=self.momentum,
-            correction=self.correction,
-            skip_nonfinite=self.skip_nonfinite,
-            num_batches_tracked=batches,
-        ):
-            self.num_batches_tracked = batches
+    def _track(self, m: Moments, saved: tuple[Any, ...]) -> None:
+        """Keep what backward needs, and average m into the running statistics."""
+        with STATE_LOCK:
+            batches = self.num_batches_tracked + 1
+            averages = averaged(
+                *(self.running_mean, self.running_var, m, self.momentum, self.correction),
+                *(self.skip_nonfinite, None, batches),
+            )
+            self._saved = saved
+            if averages is not None:
+                write((self.running_mean, self.running_var, self._batches), (*averages, batches))
+
+    @property
+    def num_batches_tracked(self) -> int | None:
+        return None if self._batches is None else int(self._batches)
+
+    @num_batches_tracked.setter
+    def num_batches_tracked(self, batches: int) -> None:
+        self._batches = np.array(_check_state.batches(batches), np.int64)
 
     def backward(self, dy: ArrayLike) -> NDArray | tuple[NDArray, NDArray]:
         """The gradients of the last call: dx is returned, dgamma and dbeta become attributes.
@@ -393,10 +411,9 @@ class BatchNorm:
         values = _check_state.state(
             what, state, self._keys(names), self.__dict__, self.num_features
         )
-        self.num_batches_tracked = values.pop("num_batches_tracked", self.num_batches_tracked)
-        with np.errstate(over="ignore"):
-            for name, value in values.items():
-                getattr(self, name)[...] = value
+        targets = [getattr(self, _HELD_AS.get(name, name)) for name in values]
+        with STATE_LOCK:
+            write(targets, list(values.values()))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_saved": None, "_buffers": {}}

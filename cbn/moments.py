@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cbn import _check, _check_state, _passes
+from cbn._state import STATE_LOCK, write
 from cbn._statistics import inverse_std, merge, two_sum
 from cbn.cache import BatchNormCache
 from cbn.runtime import resolve_threads
@@ -410,7 +411,8 @@ def update_running_stats(
 
     Notes
     -----
-    Nothing has been written when it raises.
+    Nothing has been written when it raises, and no interrupt comes between the two. Updates from
+    several Python threads follow one another, in any order.
 
     Examples
     --------
@@ -422,21 +424,43 @@ def update_running_stats(
     >>> mean, var
     (array([1.]), array([1.5]))
     """
+    with STATE_LOCK:
+        averages = averaged(
+            *(running_mean, running_var, m, momentum, correction, skip_nonfinite, decay),
+            num_batches_tracked,
+        )
+        if averages is not None:
+            write((running_mean, running_var), averages)
+    return averages is not None
+
+
+def averaged(
+    running_mean: NDArray,
+    running_var: NDArray,
+    m: Moments,
+    momentum: float | None,
+    correction: float,
+    skip_nonfinite: bool,
+    decay: float | None,
+    num_batches_tracked: int | None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """What `update_running_stats` writes, None if nothing."""
     _check_state.is_kind("m", m, Moments)
     momentum = _check_state.momentum(momentum, decay, DEFAULT_MOMENTUM)
     if momentum is None:
         momentum = 1 / _check_state.batches_tracked(num_batches_tracked)
-    _check_state.running(running_mean, running_var, m._stats.shape[1])
+    _check_state.running(running_mean, running_var, len(m.mean))
     if m.count == 0:
-        return False
+        return None
     var = m.var(correction)
     if skip_nonfinite and not (_fits(m.mean, running_mean) and _fits(var, running_var)):
-        return False
+        return None
     keep = 1 - momentum
     with np.errstate(over="ignore", invalid="ignore"):
-        running_mean[...] = np.multiply(running_mean, keep, dtype=np.float64) + momentum * m.mean
-        running_var[...] = np.multiply(running_var, keep, dtype=np.float64) + momentum * var
-    return True
+        return (
+            np.multiply(running_mean, keep, dtype=np.float64) + momentum * m.mean,
+            np.multiply(running_var, keep, dtype=np.float64) + momentum * var,
+        )
 
 
 def _fits(values: NDArray, target: NDArray) -> bool:
@@ -458,7 +482,7 @@ def renormalization(
     d = (mean - running_mean) / running_std within [-d_max, d_max], where std = sqrt(var + eps).
     """
     _check_state.clipping(r_max, d_max)
-    _check_state.running(running_mean, running_var, m._stats.shape[1])
+    _check_state.running(running_mean, running_var, len(m.mean))
     mean, mean_low, var = m._stats
     invstd = inverse_std(running_var, eps)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -107,6 +107,9 @@ void cbn_to_float32(float *to, const double *from, ptrdiff_t count);
 
 int cbn_any_negative(const double *values, ptrdiff_t count);
 
+/* Elements of `size` bytes, side by side, to places `stride` bytes apart. */
+void cbn_put(void *to, ptrdiff_t stride, const void *from, size_t size, ptrdiff_t count);
+
 /* Statistics of x, (1)-(3). */
 cbn_status cbn_moments(const cbn_statistics *statistics, const cbn_array *x, double eps,
                        const cbn_resources *resources);

@@ -1,6 +1,7 @@
 #include "channels.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "cbn.h"
 
@@ -160,4 +161,11 @@ int cbn_any_negative(const double *values, ptrdiff_t count)
         any |= values[j] < 0;
     }
     return any;
+}
+
+void cbn_put(void *to, ptrdiff_t stride, const void *from, size_t size, ptrdiff_t count)
+{
+    for (ptrdiff_t j = 0; j < count; ++j) {
+        memcpy((char *)to + j * stride, (const char *)from + j * (ptrdiff_t)size, size);
+    }
 }

@@ -133,8 +133,36 @@ def test_in_evaluation_nothing_is_weighed():
     x = batch()[0]
     bn(x)
     y = bn.eval()(x)
-    same_bytes(bn(x, mask=np.arange(N) < 5), y)
     same_bytes(bn(x, sample_weight=np.arange(N, dtype=float)), y)
+
+
+@pytest.mark.parametrize("mask", [np.arange(N) % 3 != 1, np.zeros(N, bool), np.ones(N, bool)])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_a_mask_in_evaluation(mask, activation):
+    """As in training: y and dx are 0 where it leaves out, and what lies there is not read."""
+    bn, rows = layer(activation=activation), layer(activation=activation)
+    x, dy = batch()
+    for each in (bn, rows):
+        each.train()(x)
+        each.eval()
+    hole = np.where(mask[:, None], 0.0, np.nan)
+    y, dx = bn(x + hole, mask=mask), bn.backward(dy + hole)
+    assert not y[~mask].any() and not dx[~mask].any()
+    if not mask.any():
+        return
+    same_bytes(y[mask], rows(x[mask]))
+    same_bytes(dx[mask], rows.backward(dy[mask]))
+    for name, right in gradients(rows).items():
+        np.testing.assert_allclose(gradients(bn)[name], right, **CLOSE)
+
+
+def test_masked_inference_over_its_input():
+    x, mask = batch()[0], np.arange(N) < 5
+    right = cbn.batch_norm_inference(x[mask], np.ones(C), np.ones(C))
+    x[~mask] = np.nan
+    assert cbn.batch_norm_inference(x, np.ones(C), np.ones(C), mask=mask, out=x) is x
+    same_bytes(x[mask], right)
+    assert not x[~mask].any()
 
 
 def test_renorm_by_what_counts():

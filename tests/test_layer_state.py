@@ -149,6 +149,7 @@ def without(name):
             "^running_var: expected values >= 0, got -2.0 in channel 2",
         ),
         (state() | {"num_batches_tracked": -1}, ValueError, "^num_batches_tracked: expected"),
+        (state() | {"num_batches_tracked": 2**63}, ValueError, "^num_batches_tracked: expected"),
         (state() | {"num_batches_tracked": 1.5}, TypeError, "^num_batches_tracked: expected"),
         (state() | {"num_batches_tracked": [1, 2]}, TypeError, "^num_batches_tracked: expected"),
     ],
