@@ -252,6 +252,8 @@ class BatchNorm:
     def _normalize(self, x: NDArray, weights: dict[str, Any], options: dict[str, Any]) -> NDArray:
         gamma, beta, factors = self.gamma, self.beta, None
         if self.renorm:
+            gamma = _check.parameter("gamma", gamma, self.num_features)
+            beta = _check.parameter("beta", beta, self.num_features)
             m = Moments.from_batch(x, self.axis, num_threads=self.num_threads, **weights)
             with STATE_LOCK:
                 running = self.running_mean, self.running_var
