@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from cases import DTYPES, PARAMETERS, SHAPES, generator
+from cbn import show_config
 from tiers import required_tiers
 
 TESTS = Path(__file__).resolve().parent
@@ -43,6 +44,22 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
 @pytest.fixture(name="run_python", scope="session")
 def _run_python():
     return run_python
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory):
+    """A function from a name in tests/shims to the path of the library that it makes of it."""
+    compiler = show_config("dicts")["compiler"]["command"].split()
+    folder = tmp_path_factory.mktemp("shims")
+
+    def library(name: str) -> str:
+        path = folder / f"{name}.so"
+        if not path.exists():
+            source = str(TESTS / "shims" / f"{name}.c")
+            subprocess.run([*compiler, "-shared", "-fPIC", source, "-o", path, "-ldl"], check=True)
+        return str(path)
+
+    return library
 
 
 @pytest.fixture(scope="session")
