@@ -38,12 +38,16 @@ def _array(name: str, value: Any) -> np.ndarray:
 def real_array(name: str, value: Any) -> np.ndarray:
     """`value` as an array of a dtype that has a result: real floats, integers, bool."""
     array = _array(name, value)
-    if not (_is_float(array.dtype) or array.dtype.kind in "biu"):
+    real_dtype(name, array.dtype)
+    return array
+
+
+def real_dtype(name: str, dtype: np.dtype) -> None:
+    if not (_is_float(dtype) or dtype.kind in "biu"):
         raise TypeError(
             f"{name}: expected a real dtype (float32, float64, float16, bfloat16, an integer or"
-            f" bool), got {array.dtype}"
+            f" bool), got {dtype}"
         )
-    return array
 
 
 @functools.cache
@@ -89,11 +93,16 @@ def parameter(name: str, value: Any, channels: int) -> np.ndarray | None:
     if value is None:
         return None
     array = _array(name, value)
+    parameter_form(name, array, channels)
+    return array
+
+
+def parameter_form(name: str, array: Any, channels: int) -> None:
+    """What `parameter` demands, of anything that has a dtype and a shape."""
     if not _is_float(array.dtype):
         raise TypeError(f"{name}: expected a real floating dtype, got {array.dtype}")
     if array.shape != (channels,):
         raise ValueError(f"{name}: expected shape ({channels},), got {array.shape}")
-    return array
 
 
 def population(
@@ -115,9 +124,13 @@ def not_negative(name: str, values: np.ndarray) -> None:
         )
 
 
-def _statistic(name: str, value: Any, channels: int) -> np.ndarray:
+def given(name: str, value: Any, channels: int) -> None:
     if value is None:
         raise TypeError(f"{name}: expected an array of shape ({channels},), got None")
+
+
+def _statistic(name: str, value: Any, channels: int) -> np.ndarray:
+    given(name, value, channels)
     return parameter(name, value, channels)
 
 

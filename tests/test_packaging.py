@@ -33,7 +33,9 @@ def test_metadata():
     found = metadata.metadata("cbn")
     assert found["License-Expression"] == "BSD-3-Clause"
     assert found["Requires-Python"] == ">=3.11"
-    assert found.get_all("Provides-Extra") == ["demo"]
+    assert set(found.get_all("Provides-Extra")) == set(
+        PYPROJECT["project"]["optional-dependencies"]
+    )
     always = [text for text in metadata.requires("cbn") if "extra ==" not in text]
     assert always == ["numpy>=2.0"]
 
@@ -61,6 +63,21 @@ def test_every_package_is_listed_and_imports():
 def test_the_test_group_can_run_the_demo():
     demo = PYPROJECT["project"]["optional-dependencies"]["demo"]
     assert set(demo) <= set(PYPROJECT["dependency-groups"]["test"])
+
+
+def test_the_interop_group_is_the_extras_of_the_bridges():
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    group = PYPROJECT["dependency-groups"]["interop"]
+    for name in ("autograd", "jax", "onnx", "sklearn"):
+        assert set(extras[name]) <= set(group)
+
+
+@pytest.mark.parametrize("name", ["autograd", "jax", "sklearn"])
+def test_a_missing_package_names_the_extra(run_python, name):
+    code = f"import sys; sys.modules[{name!r}] = None; import cbn.interop.{name}"
+    run = run_python("-c", code)
+    assert f"pip install 'cbn[{name}]'" in run.stderr
+    assert run_python("-c", f"import cbn, sys; assert {name!r} not in sys.modules").returncode == 0
 
 
 def test_linters_are_pinned():

@@ -58,7 +58,9 @@ PYTHON_ARROWS = {
     },
     "__main__": {"cli"},
     "cli": {"", "gradcheck", "_version"},
-    "interop": {"", "functional", "derivatives", "cache", "layer", "moments", "_check"},
+    "interop": {
+        *("", "functional", "derivatives", "cache", "layer", "moments", "_arrays", "_check"),
+    },
     "distributed": {"functional", "layer", "moments"},
     "layer": {"functional", "derivatives", "moments", "_check", "_check_state", "_state"},
     "fold": {"_statistics", "_check", "_check_state"},
