@@ -60,6 +60,7 @@ PYTHON_ARROWS = {
     "cli": {"", "gradcheck", "_version"},
     "interop": {
         *("", "functional", "derivatives", "cache", "layer", "moments", "_arrays", "_check"),
+        "_check_state",
     },
     "distributed": {"functional", "layer", "moments"},
     "layer": {"functional", "derivatives", "moments", "_check", "_check_state", "_state"},
