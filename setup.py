@@ -53,6 +53,9 @@ MSVC = {
     "libraries": [],
 }
 
+# Copied to where cbn.get_include() is.
+HEADER = ("cbn", "include", "cbn.h")
+
 PROBE_C = "int main(void) { return 0; }\n"
 PROBE_OPENMP = """\
 #include <omp.h>
@@ -85,7 +88,7 @@ OpenMP does not work with {command} (tried: {flags}).
 
 
 class BuildExt(build_ext):
-    """Builds the C core tier by tier, then the extension, then cbn/_build_config.py."""
+    """Builds the C core tier by tier, the extensions, cbn/_build_config.py and the header."""
 
     def finalize_options(self):
         super().finalize_options()
@@ -102,6 +105,8 @@ class BuildExt(build_ext):
         super().build_extensions()
         config = Path(self.build_lib, "cbn", "_build_config.py")
         config.write_text(self.config_text(), encoding="utf-8")
+        self.mkpath(os.path.join(self.build_lib, "cbn", "include"))
+        self.copy_file("src_c/cbn.h", os.path.join(self.build_lib, *HEADER))
 
     def build_extension(self, ext):
         flags = [*self.toolchain["c"], *self.openmp["compile"]]
@@ -119,8 +124,8 @@ class BuildExt(build_ext):
 
     def copy_extensions_to_source(self):
         super().copy_extensions_to_source()
-        name = os.path.join("cbn", "_build_config.py")
-        self.copy_file(os.path.join(self.build_lib, name), name)
+        for name in (os.path.join("cbn", "_build_config.py"), os.path.join(*HEADER)):
+            self.copy_file(os.path.join(self.build_lib, name), name)
 
     def compile_c(self, sources, flags):
         return self.compiler.compile(
@@ -240,7 +245,8 @@ def extension(name, source, c_folder):
 
 
 core = extension("cbn._core", "cbn/_core.pyx", "src_c")
-core.include_dirs.append(numpy.get_include())
+core.include_dirs += ["cbn/include", numpy.get_include()]
+core.depends.append("cbn/include/cbn_api.h")
 core.define_macros.append(("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"))
 floor = extension("cbn._floor", "benchmarks/_floor.pyx", "benchmarks")
 

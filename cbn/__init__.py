@@ -23,6 +23,7 @@ from cbn.functional import (
 from cbn.layer import BatchNorm
 from cbn.moments import BackwardSums, Moments, update_running_stats
 from cbn.runtime import (
+    get_include,
     get_num_threads,
     num_threads,
     set_num_threads,
@@ -49,6 +50,7 @@ __all__ = [
     "batch_norm_jvp",
     "batch_norm_normalize",
     "fold",
+    "get_include",
     "get_num_threads",
     "lengths_to_mask",
     "num_threads",

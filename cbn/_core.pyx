@@ -7,11 +7,24 @@ Statistics are one C-contiguous (4, D) float64 array with the rows mean, mean_lo
 """
 cimport numpy as cnp
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.pycapsule cimport PyCapsule_New
 from libc.string cimport memcpy, memset
 
 from cbn cimport cbn_c
 
 cnp.import_array()
+
+
+cdef extern from *:
+    """
+    #define CBN_API_PROVIDER
+    #include "cbn_api.h"
+    """
+    const void *cbn_api_table "&cbn_api_table"
+
+
+# What cbn_import() of cbn_api.h looks for.
+_C_API = PyCapsule_New(<void *> cbn_api_table, "cbn._core._C_API", NULL)
 
 
 cdef int acquire(cbn_c.cbn_resources *resources, size_t scratch_size, int threads) except -1:

@@ -142,6 +142,22 @@ def num_threads(n: int) -> Iterator[None]:
         _scoped.reset(token)
 
 
+def get_include() -> str:
+    """The folder of cbn.h and cbn_api.h, for extension modules that use cbn's C functions.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> import os, cbn
+    >>> sorted(os.listdir(cbn.get_include()))
+    ['cbn.h', 'cbn_api.h']
+    """
+    return str(Path(__file__).parent / "include")
+
+
 def _show(info: dict[str, Any], mode: str) -> dict[str, Any] | None:
     _check.mode(mode)
     if mode == "dicts":

@@ -17,6 +17,10 @@
 
 #include <stddef.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef enum cbn_status {
     CBN_OK = 0,
     CBN_ERROR_DTYPE,           /* not a cbn_dtype */
@@ -197,5 +201,9 @@ const char *cbn_isa_chosen(void);
  * or 1. */
 int cbn_openmp_version(void);
 int cbn_openmp_max_threads(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -46,7 +46,9 @@ def test_the_command_is_installed():
     assert callable(command.load())
 
 
-@pytest.mark.parametrize("name", ["py.typed", "_core.pyi", "_build_config.py"])
+@pytest.mark.parametrize(
+    "name", ["py.typed", "_core.pyi", "_build_config.py", "c_api.pxd", "cbn_c.pxd"]
+)
 def test_installed_files(name):
     assert (resources.files("cbn") / name).is_file()
 
