@@ -131,7 +131,9 @@ def given(name: str, value: Any, channels: int) -> None:
 
 def _statistic(name: str, value: Any, channels: int) -> np.ndarray:
     given(name, value, channels)
-    return parameter(name, value, channels)
+    array = _array(name, value)
+    parameter_form(name, array, channels)
+    return array
 
 
 def epsilon(value: Any) -> float:
@@ -317,7 +319,9 @@ def virtual_batch_size(
     if axis == 0:
         raise ValueError("virtual_batch_size: expected axis 0 to be the batch, got channels there")
     size = threads(value, "virtual_batch_size")
-    for first in range(0, len(weight) if weight is not None else 0, size):
+    if weight is None:
+        return size
+    for first in range(0, len(weight), size):
         group = slice(first, first + size)
         if not weight[group].any() and (counted is None or counted[group].any()):
             raise ValueError(

@@ -17,7 +17,7 @@ import numpy as np
 from cbn import _check
 
 
-def _real(name: str, value: Any, expected: str = "a real number") -> float:
+def _real(name: str, value: Any, expected: str = "a real number") -> Any:
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool_)):

@@ -236,11 +236,12 @@ def _wide_backward(
         if residual is None
         else dataclasses.replace(options, residual=residual.astype(dtype)),
     )
-    results = [None if array is None else np.empty(array.shape, dtype) for array in (dx, dresidual)]
-    sums = backward(*results, dy.astype(dtype), wide, threads)
-    round_to(dx, results[0])
-    if dresidual is not None:
-        round_to(dresidual, results[1])
+    wide_dx = np.empty(dx.shape, dtype)
+    wide_dresidual = None if dresidual is None else np.empty(dx.shape, dtype)
+    sums = backward(wide_dx, wide_dresidual, dy.astype(dtype), wide, threads)
+    round_to(dx, wide_dx)
+    if dresidual is not None and wide_dresidual is not None:
+        round_to(dresidual, wide_dresidual)
     return sums
 
 

@@ -8,7 +8,7 @@ docs/math.md.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,9 +30,9 @@ class StagedGradients(NamedTuple):
 
     dx: NDArray
     """x's shape, equation (12)."""
-    dgamma: NDArray | None
+    dgamma: NDArray | Any
     """Shape (D,), equation (8); None if gamma was not given."""
-    dbeta: NDArray | None
+    dbeta: NDArray | Any
     """Shape (D,), equation (7); None if beta was not given."""
     dxhat: NDArray
     """x's shape, equation (9)."""
@@ -148,7 +148,7 @@ def batch_norm_double_backward(
     ddbeta: ArrayLike | None = None,
     *,
     num_threads: int | None = None,
-) -> tuple[NDArray, NDArray, NDArray | None]:
+) -> tuple[NDArray, NDArray, NDArray | Any]:
     """Gradients of <ddx, dx> + <ddgamma, dgamma> + <ddbeta, dbeta>, equations (50)-(57).
 
     Parameters

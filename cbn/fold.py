@@ -7,6 +7,8 @@ weight's dtype.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -170,10 +172,10 @@ def _scale_outputs(
 ) -> tuple[NDArray, NDArray]:
     """Fold into a weight whose leading axes are the output channels."""
     outputs = int(np.prod(leading))
-    bias = _wide(_check.parameter("bias", bias, outputs))
-    mean, scale, beta = _affine(mean, var, gamma, beta, eps, outputs)
+    wide_bias = _wide(_check.parameter("bias", bias, outputs))
+    centre, scale, shift = _affine(mean, var, gamma, beta, eps, outputs)
     by_channel = scale.reshape(*leading, *[1] * (weight.ndim - len(leading)))
-    folded_bias = (bias - mean) * scale + beta
+    folded_bias = (wide_bias - centre) * scale + shift
     return (weight * by_channel).astype(_dtype(weight)), folded_bias.astype(_dtype(weight))
 
 
@@ -184,7 +186,7 @@ def _affine(
     beta: ArrayLike | None,
     eps: float,
     channels: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | float]:
+) -> tuple[Any, Any, Any]:
     """mean, scale and beta of y = (x - mean) * scale + beta in float64."""
     mean, var, gamma = _check.population(mean, var, gamma, channels)
     beta = _check.parameter("beta", beta, channels)

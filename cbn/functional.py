@@ -10,6 +10,7 @@ a small batch.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -159,7 +160,7 @@ def batch_norm_backward(
     *,
     out: NDArray | None = None,
     num_threads: int | None = None,
-) -> tuple[NDArray | None, ...]:
+) -> tuple[NDArray | Any, ...]:
     """Gradients of a training forward call, in closed form, equation (16).
 
     Parameters
@@ -273,7 +274,7 @@ def batch_norm_backward_apply(
     *,
     out: NDArray | None = None,
     num_threads: int | None = None,
-) -> tuple[NDArray, NDArray | None, NDArray | None]:
+) -> tuple[NDArray, NDArray | Any, NDArray | Any]:
     """Backward with given sums: those of a batch of which dy is a part, equation (16).
 
     Parameters
@@ -393,7 +394,7 @@ def batch_norm_inference_backward(
     eps: float = 1e-5,
     out: NDArray | None = None,
     num_threads: int | None = None,
-) -> tuple[NDArray, NDArray | None, NDArray]:
+) -> tuple[NDArray, NDArray | Any, NDArray | Any]:
     """Gradients of `batch_norm_inference`: dx = gamma * invstd * dy, equation (42).
 
     Parameters

@@ -150,6 +150,15 @@ class BatchNorm:
     array([[0., 0.]])
     """
 
+    # Any stands for None, which a layer without parameters or statistics has.
+    gamma: NDArray | Any
+    beta: NDArray | Any
+    dgamma: NDArray | Any
+    dbeta: NDArray | Any
+    running_mean: NDArray | Any
+    running_var: NDArray | Any
+    num_batches_tracked: int | Any
+
     def __init__(
         self,
         num_features: int,
@@ -195,7 +204,7 @@ class BatchNorm:
                 make(shape, self.dtype) for make in (np.zeros, np.ones)
             )
             self._batches = np.zeros((), np.int64)
-        self._saved = None
+        self._saved: Any = None
         self._buffers: dict[str, NDArray] = {}
 
     def __call__(
@@ -262,7 +271,9 @@ class BatchNorm:
             gamma = r if gamma is None else gamma * r
             beta = shift if beta is None else shift + beta
         y, cache = batch_norm_forward(
-            *(x, gamma, beta),
+            x,
+            gamma,
+            beta,
             axis=self.axis,
             eps=self.eps,
             out=self._buffer("y", x, x, *weights.values(), *options.values()),
@@ -296,7 +307,7 @@ class BatchNorm:
     def num_batches_tracked(self, batches: int) -> None:
         self._batches = np.array(_check_state.batches(batches), np.int64)
 
-    def backward(self, dy: ArrayLike) -> NDArray | tuple[NDArray, NDArray]:
+    def backward(self, dy: ArrayLike) -> NDArray | Any:
         """The gradients of the last call: dx is returned, dgamma and dbeta become attributes.
 
         Parameters
@@ -324,15 +335,17 @@ class BatchNorm:
             dy, cache, out=out, num_threads=self.num_threads
         )
         if factors is not None:
-            dgamma, dbeta = self._through(*factors, dgamma, dbeta)
+            r, d = factors
+            dgamma, dbeta = self._through(r, d, dgamma, dbeta)
         self.dgamma, self.dbeta = dgamma, dbeta
         return (dx, *dresidual) if dresidual else dx
 
-    def _through(self, r: NDArray, d: NDArray, dgamma: NDArray, dbeta: NDArray):
+    def _through(self, r: NDArray, d: NDArray, dgamma: NDArray, dbeta: NDArray) -> tuple[Any, Any]:
         """The gradients in gamma and beta from those in gamma * r and gamma * d + beta."""
         with np.errstate(over="ignore"):
             pairs = (r * dgamma + d * dbeta, self.gamma), (dbeta, self.beta)
-            return tuple(None if to is None else a.astype(to.dtype) for a, to in pairs)
+            dgamma, dbeta = (None if to is None else a.astype(to.dtype) for a, to in pairs)
+        return dgamma, dbeta
 
     def _buffer(self, name: str, x: NDArray, *inputs: Any) -> NDArray | None:
         """The layer's own array for a result of x's shape, unless an input lies in it."""

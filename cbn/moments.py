@@ -7,6 +7,8 @@ merging many blocks far from zero loses nothing that the variance needs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -227,7 +229,7 @@ class Moments:
 
     __hash__ = None
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Moments._of, (self.count, self._stats)
 
     def __repr__(self) -> str:
@@ -344,7 +346,7 @@ class BackwardSums:
         total.flags.writeable = False
         return total
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (self.count, self._sums)
 
     def __repr__(self) -> str:

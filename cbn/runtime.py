@@ -11,7 +11,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -49,8 +49,8 @@ with _settings():
 def _cgroup_cpus() -> float:
     """CPUs that the control group grants, inf when it does not say (cgroup v2, then v1)."""
     with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return math.inf if quota == "max" else int(quota) / int(period)
+        most, per = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return math.inf if most == "max" else int(most) / int(per)
     with contextlib.suppress(OSError, ValueError):
         folder = Path("/sys/fs/cgroup/cpu")
         quota = int((folder / "cpu.cfs_quota_us").read_text())
@@ -166,6 +166,10 @@ def _show(info: dict[str, Any], mode: str) -> dict[str, Any] | None:
     return None
 
 
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
+@overload
+def show_config(mode: Literal["stdout"] = ...) -> None: ...
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     """Show how this copy of cbn was built: compiler, flags of each ISA tier, OpenMP.
 
@@ -181,6 +185,10 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     return _show({"version": __version__, **CONFIG}, mode)
 
 
+@overload
+def show_runtime(mode: Literal["dicts"]) -> dict[str, Any]: ...
+@overload
+def show_runtime(mode: Literal["stdout"] = ...) -> None: ...
 def show_runtime(mode: str = "stdout") -> dict[str, Any] | None:
     """Show what cbn runs with here: threads, ISA tiers built, supported and chosen, environment.
 

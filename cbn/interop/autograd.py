@@ -111,20 +111,21 @@ class _Call:
     """One call of batch norm, on whose cache all its derivatives work."""
 
     def __init__(self, statistics: Any, axis: int | None, eps: float, threads: int | None) -> None:
-        self.statistics, self.options = statistics, {"axis": axis, "eps": eps}
-        self.threads = {"num_threads": threads}
+        self.statistics = statistics
+        self.options: dict[str, Any] = {"axis": axis, "eps": eps}
+        self.threads: dict[str, Any] = {"num_threads": threads}
         self.cache: BatchNormCache
 
     def forward(self, x: Any, gamma: Any, beta: Any) -> NDArray:
         if self.statistics is None:
             y, self.cache = batch_norm_forward(x, gamma, beta, **self.options, **self.threads)
             return y
-        given = (x, *self.statistics, gamma, beta)
-        y = _cbn_inference(*given, **self.options, **self.threads)
-        self.cache = batch_norm_inference_cache(*given, **self.options)
+        mean, var = self.statistics
+        y = _cbn_inference(x, mean, var, gamma, beta, **self.options, **self.threads)
+        self.cache = batch_norm_inference_cache(x, mean, var, gamma, beta, **self.options)
         return y
 
-    def backward(self, dy: NDArray) -> tuple[NDArray | None, ...]:
+    def backward(self, dy: NDArray) -> tuple[Any, ...]:
         return batch_norm_backward(dy, self.cache, **self.threads)
 
     def tangent(self, x_dot: Any, gamma_dot: Any = None, beta_dot: Any = None) -> NDArray:

@@ -20,7 +20,7 @@ from cbn.cache import BatchNormCache
 from cbn.derivatives import batch_norm_inference_cache
 from cbn.functional import batch_norm_backward, batch_norm_forward, batch_norm_inference
 
-Gradients = tuple[NDArray, NDArray, NDArray]
+Gradients = tuple[NDArray, ...]
 
 
 def batchnorm_forward(
@@ -105,7 +105,8 @@ def _running(bn_param: dict[str, Any], name: str, channels: int, dtype: np.dtype
     running = np.asarray(bn_param.get(name, np.zeros(channels, dtype)))
     if running.dtype.kind in "biu":
         running = running.astype(np.float64)
-    return _check.parameter(name, running, channels)
+    _check.parameter_form(name, running, channels)
+    return running
 
 
 def _average(old: NDArray, new: NDArray, momentum: float) -> NDArray:

@@ -283,6 +283,7 @@ def to_node(
     outputs, attributes = [y], {"epsilon": bn.eps}
     if bn.training:
         outputs += [f"{name}.running_mean", f"{name}.running_var"]
+        assert bn.momentum is not None
         attributes |= {"momentum": 1 - bn.momentum, "training_mode": 1}
     inputs = [x, *(tensor.name for tensor in tensors)]
     node = helper.make_node("BatchNormalization", inputs, outputs, name, **attributes)
