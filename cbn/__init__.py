@@ -1,6 +1,7 @@
 """Batch normalization for NumPy: compiled, accurate, the same bytes on any number of threads."""
 
 from cbn import fold
+from cbn._self_check import test
 from cbn._version import __version__
 from cbn.cache import BatchNormCache
 from cbn.derivatives import (
@@ -57,5 +58,6 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "show_runtime",
+    "test",
     "update_running_stats",
 ]

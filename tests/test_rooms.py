@@ -54,7 +54,17 @@ C_ARROWS = {
 # Rooms of cbn and what each may import; "" is the package itself, seen as a user sees it.
 PYTHON_ARROWS = {
     "__init__": {
-        *("functional", "derivatives", "cache", "fold", "layer", "moments", "runtime", "_version")
+        *(
+            "functional",
+            "derivatives",
+            "cache",
+            "fold",
+            "layer",
+            "moments",
+            "runtime",
+            "_self_check",
+            "_version",
+        )
     },
     "__main__": {"cli"},
     "cli": {"", "gradcheck", "_version"},
@@ -73,6 +83,7 @@ PYTHON_ARROWS = {
     "moments": {"_passes", "_statistics", "cache", "runtime", "_check", "_check_state", "_state"},
     "cache": set(),
     "runtime": {"_check", "_core", "_build_config", "_version"},
+    "_self_check": {"", "reference"},
     "gradcheck": {"", "reference", "_check"},
     "reference": set(),
     "_arrays": {"_check"},
