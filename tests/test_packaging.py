@@ -27,6 +27,8 @@ def names(requirements: list[str]) -> set[str]:
 def test_version_is_the_same_everywhere():
     source = (ROOT / "cbn" / "_version.py").read_text(encoding="utf-8")
     assert cbn.__version__ == metadata.version("cbn") == ast.literal_eval(source.split("=")[-1])
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.+)$", citation, flags=re.MULTILINE) == [cbn.__version__]
 
 
 def test_metadata():
