@@ -14,15 +14,14 @@ from cbn.derivatives import (
 )
 from cbn.functional import (
     batch_norm_backward,
-    batch_norm_backward_apply,
     batch_norm_forward,
     batch_norm_inference,
     batch_norm_inference_backward,
-    batch_norm_normalize,
     lengths_to_mask,
 )
 from cbn.layer import BatchNorm
 from cbn.moments import BackwardSums, Moments, update_running_stats
+from cbn.parts import batch_norm_backward_apply, batch_norm_normalize
 from cbn.runtime import (
     get_include,
     get_num_threads,

@@ -62,8 +62,8 @@ def kernel_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float64 if result_dtype(dtype) == np.float64 else np.float32)
 
 
-def batch(x: np.ndarray, axis: int | None) -> int:
-    """The channel axis of x, from 0 on; x has at least one row."""
+def batch(x: np.ndarray, axis: int | None, may_be_empty: bool = False) -> int:
+    """The channel axis of x, from 0 on; x has at least one row, unless it may be empty."""
     if x.ndim < 2:
         raise ValueError(f"x: expected at least 2 dimensions, got shape {x.shape}")
     if axis is None:
@@ -83,7 +83,7 @@ def batch(x: np.ndarray, axis: int | None) -> int:
             f"axis: expected {-x.ndim} to {x.ndim - 1} for x of shape {x.shape}, got {given}"
         )
     given %= x.ndim
-    if math.prod(x.shape[:given] + x.shape[given + 1 :]) == 0:
+    if not may_be_empty and math.prod(x.shape[:given] + x.shape[given + 1 :]) == 0:
         raise ValueError(f"x: expected at least one value per channel, got shape {x.shape}")
     return given
 
@@ -252,11 +252,21 @@ def plain_cache(value: Any, kind: type) -> None:
     given = {
         "a mask": options.mask is not None,
         "sample_weight": options.weight is not None,
-        "virtual_batch_size": bool(options.groups),
         "a residual": options.residual is not None,
         "an activation": options.relu,
-        "out=x": options.in_place,
     }
+    _without(given)
+    part_cache(value, kind)
+
+
+def part_cache(value: Any, kind: type) -> None:
+    """A cache that may be that of a part of a batch."""
+    cache(value, kind)
+    options = value._options
+    _without({"virtual_batch_size": bool(options.groups), "out=x": options.in_place})
+
+
+def _without(given: dict[str, bool]) -> None:
     for name, has in given.items():
         if has:
             raise ValueError(f"cache: expected one of a forward call without {name}, got one with")
@@ -294,7 +304,11 @@ def mask(value: Any, shape: tuple[int, ...], axis: int) -> np.ndarray | None:
 
 
 def sample_weight(
-    value: Any, counted: np.ndarray | None, shape: tuple[int, ...], axis: int
+    value: Any,
+    counted: np.ndarray | None,
+    shape: tuple[int, ...],
+    axis: int,
+    all_may_be_zero: bool = False,
 ) -> np.ndarray | None:
     """Weights of positions as float64, shaped as a mask and 0 where `counted` is False."""
     if value is None:
@@ -305,7 +319,7 @@ def sample_weight(
     weight = _of_positions("sample_weight", array, shape, axis).copy()
     if counted is not None:
         weight = np.where(counted, weight, 0.0)
-    if not weight.any() and (counted is None or counted.any()):
+    if not (all_may_be_zero or weight.any()) and (counted is None or counted.any()):
         raise ValueError("sample_weight: expected at least one value > 0, got zeros")
     return weight
 

@@ -6,9 +6,12 @@ TypeError with "name: expected ..., got ...".
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import operator
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,6 +73,67 @@ def backward_sums(count: Any, *sums: Any) -> tuple[float, np.ndarray, np.ndarray
     )
 
 
+def rows(count: Any, values: dict[str, Any]) -> tuple[float, list[np.ndarray]]:
+    """Count and rows of (D,) float64; only those named _low may be missing (None)."""
+    count, channels = _count(count), _length(*next(iter(values.items())))
+    if float(count).is_integer():
+        count = int(count)
+    checked = []
+    for name, value in values.items():
+        if value is None and name.endswith("_low"):
+            value = np.zeros(channels)
+        checked.append(_check._statistic(name, value, channels).astype(np.float64))
+        if name == "var":
+            _check.not_negative(name, checked[-1])
+    return count, checked
+
+
+def buffer(value: Any, rows: int) -> tuple[float, np.ndarray]:
+    """Count and rows of one packed array."""
+    array = _check._array("buffer", value)
+    if array.dtype.newbyteorder("=") != np.float64:
+        raise TypeError(f"buffer: expected float64, got {array.dtype}")
+    if array.ndim != 1 or len(array) % rows != 1:
+        raise ValueError(f"buffer: expected shape (1 + {rows} * D,), got {array.shape}")
+    return array[0].item(), array[1:].reshape(rows, -1)
+
+
+def saved(file: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """The arrays of an .npz file by name, None for those that are missing; the count a number."""
+    expected = f"an .npz file of {', '.join(name for name in names if not name.endswith('_low'))}"
+    try:
+        with contextlib.ExitStack() as stack:
+            opened = file if hasattr(file, "read") else stack.enter_context(open(file, "rb"))
+            archive = np.load(opened, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("one array")
+            stack.enter_context(archive)
+            arrays = {name: archive[name] if name in archive else None for name in names}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        given = str(error) or type(error).__name__
+        raise ValueError(f"file: expected {expected}, got {given}") from None
+    missing = [name for name, a in arrays.items() if a is None and not name.endswith("_low")]
+    if missing:
+        raise ValueError(f"file: expected {expected}, got none of the name {missing[0]}")
+    arrays["count"] = arrays["count"].item() if arrays["count"].size == 1 else None
+    return arrays
+
+
+def concatenable(parts: Any, kind: type) -> None:
+    """Values of one kind and count."""
+    if not len(parts):
+        raise ValueError("parts: expected at least one, got none")
+    for part in parts:
+        is_kind("parts", part, kind)
+        if part.count != parts[0].count:
+            raise ValueError(f"parts: expected one count, got {parts[0].count} and {part.count}")
+
+
+def some_batches(number: int) -> None:
+    if not number:
+        raise ValueError("batches: expected at least one, got none")
+
+
 def of_batch(count: float) -> None:
     if math.isinf(count):
         raise ValueError("cache: expected that of batch_norm_forward, got one of given statistics")
@@ -83,7 +147,7 @@ def is_kind(name: str, value: Any, kind: type) -> None:
 def mergeable(name: str, value: Any, kind: type, channels: int) -> None:
     """What holds statistics or sums of that many channels."""
     is_kind(name, value, kind)
-    given = len(value._channels)
+    given = value._channels
     if given != channels:
         raise ValueError(f"{name}: expected {channels} channels, got {given}")
 

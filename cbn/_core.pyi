@@ -12,6 +12,10 @@ _Positions = NDArray[np.intp] | None
 def moments(
     stats: _Channels, x: NDArray, axis: int, eps: float, positions: _Positions, threads: int
 ) -> None: ...
+def merge_moments(stats: _Channels, count: float, other: _Channels, other_count: float) -> None: ...
+def merge_sums(
+    total: _Channels, low: _Channels, other: _Channels, other_low: _Channels
+) -> None: ...
 def forward(
     y: NDArray,
     stats: _Channels,

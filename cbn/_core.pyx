@@ -116,6 +116,20 @@ def moments(double[:, ::1] stats not None, x, int axis, double eps,
     release(&resources, status)
 
 
+def merge_moments(double[:, ::1] stats not None, double count,
+                  const double[:, ::1] other not None, double other_count):
+    """The other statistics, also of at least 3 rows and 1 channel, into `stats`."""
+    cdef cbn_c.cbn_statistics first = statistics_of(stats, count)
+    cdef cbn_c.cbn_statistics second = statistics_of(other, other_count)
+    cbn_c.cbn_merge_moments(&first, &second, stats.shape[1])
+
+
+def merge_sums(double[::1] total not None, double[::1] low not None,
+               const double[::1] other not None, const double[::1] other_low not None):
+    """The other sums into `total`, and what that leaves out into `low`; at least 1 of them."""
+    cbn_c.cbn_merge_sums(&total[0], &low[0], &other[0], &other_low[0], total.shape[0])
+
+
 def forward(y, double[:, ::1] stats not None, x, int axis, const double[::1] gamma,
             const double[::1] beta, double eps, residual, bint relu,
             const Py_ssize_t[::1] positions, int threads):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cbn import _check, _core
 from cbn._arrays import computed, new_array, round_to
-from cbn._statistics import inverse_std, merge, two_sum
+from cbn._statistics import inverse_std, two_sum
 from cbn.cache import BatchNormCache, ForwardOptions
 
 _Channels = NDArray[np.float64]
@@ -137,6 +137,29 @@ def forward(y: NDArray, x: NDArray, call: Call, options: ForwardOptions) -> Batc
     return _cache(y, x, stats, count, call, options)
 
 
+def values_of(x: NDArray, axis: int, options: ForwardOptions) -> float:
+    """What a part counts for: values per channel, or the sum of their weights."""
+    if options.weight is not None:
+        return math.fsum(options.weight.flat)  # the same in any order
+    return _values_per_channel(x, axis, options.positions)
+
+
+def _has_values(x: NDArray, options: ForwardOptions) -> bool:
+    return x.size > 0 and (options.positions is None or options.positions.size > 0)
+
+
+def forward_of_part(
+    y: NDArray, x: NDArray, call: Call, options: ForwardOptions, stats: _Channels, count: float
+) -> BatchNormCache:
+    """The cache of a part, whose y has been written, with the statistics of the whole."""
+    if _has_values(x, options):
+        inference(y, x, stats, call, options.residual, options.relu, options.positions)
+    else:
+        stats[3] = inverse_std(stats[2], call.eps)
+    blank(y, options.mask)
+    return _cache(y, x, stats, count, call, options)
+
+
 def _cache(
     y: NDArray, x: NDArray, stats: _Channels, count: float, call: Call, options: ForwardOptions
 ) -> BatchNormCache:
@@ -188,26 +211,44 @@ def backward(
 
 
 def sums_of(dy: NDArray, cache: BatchNormCache, threads: int) -> Sums:
-    """The sums of `backward` alone, of a cache without options."""
+    """The sums of `backward` alone, of a part."""
     sums = Sums(*np.zeros((2, cache._stats.shape[1])))
-    if sums.dy.size:
+    if _has_values(dy, cache._options):
         dtype = _common_dtype(dy, cache.x)
-        arrays = computed(dy, dtype), computed(cache.x, dtype)
-        _core.backward_sums(*sums, *arrays, cache.axis, cache._stats, None, threads)
+        dy, x = computed(dy, dtype), computed(cache.x, dtype)
+        gated = _gated(dy, x, cache, threads)
+        positions = cache._options.positions
+        _core.backward_sums(*sums, gated, x, cache.axis, cache._stats, positions, threads)
     return sums
 
 
 def apply_sums(
-    dx: NDArray, dy: NDArray, cache: BatchNormCache, count: float, sums: Sums, threads: int
+    dx: NDArray,
+    dresidual: NDArray | None,
+    dy: NDArray,
+    cache: BatchNormCache,
+    count: float,
+    sums: Sums,
+    threads: int,
 ) -> None:
-    """dx of sums over `count` values per channel, of a cache without options."""
-    arrays = out, *_ = _alike(dx, dy, cache.x)
-    if sums.dy.size:
-        _core.backward_apply(
-            *(*arrays, cache.axis, cache._stats, count, cache._gamma, *sums, None, threads)
-        )
-    if out is not dx:
-        round_to(dx, out)
+    """dx and dresidual of a part by sums over `count` values per channel."""
+    options = cache._options
+    out, dy, x = _alike(dx, dy, cache.x)
+    if _has_values(dy, options):
+        dy = _gated(dy, x, cache, threads)
+        if dresidual is not None:
+            round_to(dresidual, dy)
+        if options.weight is not None:
+            _weighted_dx(out, dy, x, cache, cache._stats, count, sums, threads)
+        else:
+            _core.backward_apply(
+                *(out, dy, x, cache.axis, cache._stats, count, cache._gamma, *sums),
+                *(options.positions, threads),
+            )
+        if out is not dx:
+            round_to(dx, out)
+    blank(dx, options.mask)
+    blank(dresidual, options.mask)
 
 
 def _common_dtype(dy: NDArray, x: NDArray) -> np.dtype:
@@ -289,8 +330,10 @@ def _pooled(caches: list[BatchNormCache], eps: float) -> tuple[float, _Channels]
     """Count and statistics of all groups."""
     count, stats = 0, np.zeros_like(caches[0]._stats)
     for group in filter(lambda cache: cache.count > 0, caches):
-        merged = merge(count, stats, group.count, group._stats) if count else group._stats[:3]
-        stats[:3] = merged
+        if not count:
+            stats[:3] = group._stats[:3]
+        elif stats.size:
+            _core.merge_moments(stats, count, group._stats, group.count)
         count += group.count
     stats[3] = inverse_std(stats[2], eps)
     return count, stats
@@ -346,6 +389,19 @@ def _weighted_statistics(
     return total
 
 
+def _gated(dy: NDArray, x: NDArray, cache: BatchNormCache, threads: int) -> NDArray:
+    """dy, and 0 where the activation, computed again, let nothing through."""
+    options = cache._options
+    if not options.relu:
+        return dy
+    call = Call(None, options.beta, cache._gamma, cache.eps, cache.axis, threads)
+    residual = options.residual
+    residual = None if residual is None else computed(residual, _check.result_dtype(x.dtype))
+    y = new_array(x, zeros=True)
+    inference(y, x, cache._stats.copy(), call, residual, True, options.positions)
+    return np.where(y > 0, dy, np.zeros((), dy.dtype))
+
+
 def _weighted_backward(
     dx: NDArray,
     dresidual: NDArray | None,
@@ -355,29 +411,41 @@ def _weighted_backward(
     sums: Sums,
     threads: int,
 ) -> None:
-    """dx_i = scale (dy_i - w_i sum(dy) / W - w_i xhat_i sum(dy xhat) / W); sums are filled in."""
+    """dx, and the sums are filled in."""
+    stats = _statistics_of_y(cache)[0] if cache._options.in_place else cache._stats
+    dtype, positions = _check.kernel_dtype(x.dtype), cache._options.positions
+    dy = _gated(dy, x, cache, threads)
+    arrays = computed(dy, dtype), computed(x, dtype)
+    _core.backward_sums(*sums, *arrays, cache.axis, stats, positions, threads)
+    if dresidual is not None:
+        round_to(dresidual, dy)
+    _weighted_dx(dx, *arrays, cache, stats, cache.count, sums, threads)
+
+
+def _weighted_dx(
+    dx: NDArray,
+    dy: NDArray,
+    x: NDArray,
+    cache: BatchNormCache,
+    stats: _Channels,
+    count: float,
+    sums: Sums,
+    threads: int,
+) -> None:
+    """dx_i = scale (dy_i - w_i sum(dy) / W - w_i xhat_i sum(dy xhat) / W), where W is the count."""
     options, axis = cache._options, cache.axis
-    stats = _statistics_of_y(cache)[0] if options.in_place else cache._stats
     dtype = _check.kernel_dtype(x.dtype)
+    dy, x = computed(dy, dtype), computed(x, dtype)
     scale = cache.invstd if cache._gamma is None else cache._gamma * cache.invstd
-    if options.relu:
-        call = Call(cache._gamma, options.beta, cache._gamma, cache.eps, axis, threads)
-        y = new_array(x, zeros=True)
-        inference(y, x, cache._stats.copy(), call, options.residual, True, options.positions)
-        dy = np.where(y > 0, dy, np.zeros((), dy.dtype))
-    values, gradient = computed(x, dtype), computed(dy, dtype)
-    _core.backward_sums(*sums, gradient, values, axis, stats, options.positions, threads)
     t = np.zeros(x.shape, dtype)
-    along_one = -scale * sums.dy / cache.count
-    along_xhat = -scale * sums.dy_xhat / cache.count
+    along_one = -scale * sums.dy / count
+    along_xhat = -scale * sums.dy_xhat / count
     affine = fixed_statistics(stats[0], 1, stats.shape[1], stats[1])
     _core.inference(
-        *(t, affine, values, axis, along_xhat * stats[3], along_one, 0.0, None, False),
+        *(t, affine, x, axis, along_xhat * stats[3], along_one, 0.0, None, False),
         *(options.positions, threads),
     )
     t *= options.weight.astype(dtype)
     with np.errstate(invalid="ignore", over="ignore"):  # masked cells may hold anything
-        t += gradient * _channel_view(scale, x.ndim, axis).astype(dtype)
-    if dresidual is not None:
-        round_to(dresidual, dy)
+        t += dy * _channel_view(scale, x.ndim, axis).astype(dtype)
     round_to(dx, t)

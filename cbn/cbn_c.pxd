@@ -54,6 +54,10 @@ cdef extern from "cbn.h" nogil:
 
     cbn_status cbn_moments(const cbn_statistics *statistics, const cbn_array *x, double eps,
                            const cbn_resources *resources)
+    void cbn_merge_moments(cbn_statistics *statistics, const cbn_statistics *other,
+                           Py_ssize_t channels)
+    void cbn_merge_sums(double *sum, double *low, const double *other, const double *other_low,
+                        Py_ssize_t count)
     cbn_status cbn_forward(cbn_array *y, const cbn_statistics *statistics, const cbn_array *x,
                            const double *gamma, const double *beta, double eps,
                            const cbn_activation *activation, const cbn_resources *resources)

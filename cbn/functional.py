@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cbn import _check, _check_state, _core, _passes
+from cbn import _check, _core, _passes
 from cbn._arrays import computed, float64, gradient, new_array
 from cbn.cache import BatchNormCache, ForwardOptions
-from cbn.moments import BackwardSums, Moments
 from cbn.runtime import get_num_threads, resolve_threads
 
 
@@ -26,7 +25,7 @@ def _plain_threads(num_threads: int) -> bool:
     return type(num_threads) is int and 1 <= num_threads <= 1024
 
 
-def _output(
+def output(
     out: NDArray | None, like: NDArray, may_be: dict[str, NDArray], **others: NDArray | None
 ) -> NDArray:
     """Where a result of x's shape goes; `may_be` may be overwritten entirely."""
@@ -35,6 +34,48 @@ def _output(
     _check.output(out, like.shape, _check.result_dtype(like.dtype))
     _check.overlap(out, may_be, **others)
     return out
+
+
+def prepared(
+    x: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    axis: int | None,
+    eps: float,
+    mask: ArrayLike | None,
+    sample_weight: ArrayLike | None,
+    residual: ArrayLike | None,
+    activation: str | None,
+    out: NDArray | None,
+    num_threads: int | None,
+    of_part: bool = False,
+) -> tuple[NDArray, NDArray, _passes.Call, ForwardOptions]:
+    """The arguments of a forward call checked, and a y that is not yet written.
+
+    A part of a batch may be empty, and its y must not be x.
+    """
+    x = _check.real_array("x", x)
+    axis = _check.batch(x, axis, of_part)
+    channels = x.shape[axis]
+    gamma = _check.parameter("gamma", gamma, channels)
+    beta = _check.parameter("beta", beta, channels)
+    eps = _check.epsilon(eps)
+    threads = resolve_threads(num_threads)
+    relu = _check.activation(activation)
+    if residual is not None:
+        residual = _check.same_shape("residual", residual, x.shape)
+        residual = computed(residual, _check.result_dtype(x.dtype))
+    mask = _check.mask(mask, x.shape, axis)
+    weight = _check.sample_weight(sample_weight, mask, x.shape, axis, of_part)
+    others = {"gamma": gamma, "beta": beta, "residual": residual, "mask": mask}
+    y = output(out, x, {}, x=x, **others) if of_part else output(out, x, {"x": x}, **others)
+    in_place = out is not None and not of_part and _check.same_memory(out, x)
+    if in_place:
+        _check.reversible(gamma, relu, residual)
+    call = _passes.Call(gamma, beta, float64(gamma, copy=True), eps, axis, threads)
+    beta64 = float64(beta, copy=True)
+    positions = _passes.positions_of(mask)
+    return y, x, call, ForwardOptions(mask, positions, weight, residual, relu, beta64, in_place)
 
 
 def batch_norm_forward(
@@ -124,31 +165,10 @@ def batch_norm_forward(
             y, stats = plain
             gamma64 = None if gamma is None else stats[4]
             return y, BatchNormCache(x, stats, gamma64, gamma, beta, eps, 1, x.shape[0])
-    x = _check.real_array("x", x)
-    axis = _check.batch(x, axis)
-    channels = x.shape[axis]
-    gamma = _check.parameter("gamma", gamma, channels)
-    beta = _check.parameter("beta", beta, channels)
-    eps = _check.epsilon(eps)
-    threads = resolve_threads(num_threads)
-    relu = _check.activation(activation)
-    if residual is not None:
-        residual = _check.same_shape("residual", residual, x.shape)
-        residual = computed(residual, _check.result_dtype(x.dtype))
-    mask = _check.mask(mask, x.shape, axis)
-    weight = _check.sample_weight(sample_weight, mask, x.shape, axis)
-    size = _check.virtual_batch_size(virtual_batch_size, axis, mask, weight)
-    y = _output(
-        *(out, x, {"x": x}),
-        **{"gamma": gamma, "beta": beta, "residual": residual, "mask": mask},
+    y, x, call, options = prepared(
+        *(x, gamma, beta, axis, eps, mask, sample_weight, residual, activation, out, num_threads)
     )
-    in_place = out is not None and _check.same_memory(out, x)
-    if in_place:
-        _check.reversible(gamma, relu, residual)
-    call = _passes.Call(gamma, beta, float64(gamma, copy=True), eps, axis, threads)
-    positions = _passes.positions_of(mask)
-    beta64 = float64(beta, copy=True)
-    options = ForwardOptions(mask, positions, weight, residual, relu, beta64, in_place)
+    size = _check.virtual_batch_size(virtual_batch_size, call.axis, options.mask, options.weight)
     if size is None or size >= x.shape[0]:
         return y, _passes.forward(y, x, call, options)
     return y, _passes.forward_of_groups(y, x, call, size, options)
@@ -205,109 +225,12 @@ def batch_norm_backward(
     threads = resolve_threads(num_threads)
     may_be = {"dy": dy} if options.residual is not None else {"dy": dy, "x": x}
     others = {} if "x" in may_be else {"x": x, "residual": options.residual}
-    dx = _output(out, x, may_be, gamma=cache.gamma, **others)
+    dx = output(out, x, may_be, gamma=cache.gamma, **others)
     dresidual = None if options.residual is None else new_array(x)
     sums = _passes.backward(dx, dresidual, dy, cache, threads)
     dgamma = gradient(sums.dy_xhat, cache._gamma_dtype)
     dbeta = gradient(sums.dy, cache._beta_dtype)
     return (dx, dgamma, dbeta) if dresidual is None else (dx, dgamma, dbeta, dresidual)
-
-
-def batch_norm_normalize(
-    x: ArrayLike,
-    m: Moments,
-    gamma: ArrayLike | None = None,
-    beta: ArrayLike | None = None,
-    *,
-    axis: int | None = None,
-    eps: float = 1e-5,
-    out: NDArray | None = None,
-    num_threads: int | None = None,
-) -> tuple[NDArray, BatchNormCache]:
-    """Forward with given moments: of a batch of which x is a part, equations (3)-(5).
-
-    Parameters
-    ----------
-    x, gamma, beta, axis, eps, num_threads
-        As for `batch_norm_forward`.
-    m : Moments
-        Of the whole batch.
-    out : ndarray, optional
-        Where to put y; not x itself, which backward needs.
-
-    Returns
-    -------
-    y : ndarray
-        Of x's shape and dtype.
-    cache : BatchNormCache
-        With m's statistics and count, for `BackwardSums.from_batch` and
-        `batch_norm_backward_apply`.
-
-    Raises
-    ------
-    ValueError
-        m of another number of channels or of no values, and as `batch_norm_forward`.
-    TypeError
-        m is no Moments, and as `batch_norm_forward`.
-    """
-    x = _check.real_array("x", x)
-    axis = _check.batch(x, axis)
-    channels = x.shape[axis]
-    _check_state.of_channels("m", m, Moments, channels)
-    gamma = _check.parameter("gamma", gamma, channels)
-    beta = _check.parameter("beta", beta, channels)
-    eps = _check.epsilon(eps)
-    threads = resolve_threads(num_threads)
-    y = _output(out, x, {}, x=x, gamma=gamma, beta=beta)
-    stats = _passes.fixed_statistics(m.mean, m.var(), channels, m.mean_low)
-    call = _passes.Call(gamma, beta, float64(gamma, copy=True), eps, axis, threads)
-    if channels:
-        _passes.inference(y, x, stats, call)
-    stats.flags.writeable = False
-    return y, BatchNormCache(x, stats, call.gamma64, gamma, beta, eps, axis, m.count)
-
-
-def batch_norm_backward_apply(
-    dy: ArrayLike,
-    cache: BatchNormCache,
-    s: BackwardSums,
-    *,
-    out: NDArray | None = None,
-    num_threads: int | None = None,
-) -> tuple[NDArray, NDArray | Any, NDArray | Any]:
-    """Backward with given sums: those of a batch of which dy is a part, equation (16).
-
-    Parameters
-    ----------
-    dy, out, num_threads
-        As for `batch_norm_backward`.
-    cache : BatchNormCache
-        Of this part, with the statistics of the whole batch.
-    s : BackwardSums
-        Of the whole batch.
-
-    Returns
-    -------
-    dx : ndarray
-        Of this part.
-    dgamma, dbeta : ndarray of shape (D,), or None
-        Of the whole batch.
-
-    Raises
-    ------
-    ValueError
-        s of another number of channels or of no values, and as `batch_norm_backward`.
-    TypeError
-        s is no BackwardSums, and as `batch_norm_backward`.
-    """
-    _check.plain_cache(cache, BatchNormCache)
-    dy = _check.same_shape("dy", dy, cache.x.shape)
-    _check_state.of_channels("s", s, BackwardSums, cache._stats.shape[1])
-    threads = resolve_threads(num_threads)
-    dx = _output(out, cache.x, {"dy": dy, "x": cache.x}, gamma=cache.gamma)
-    sums = _passes.Sums(s.sum_dy_xhat.copy(), s.sum_dy.copy())
-    _passes.apply_sums(dx, dy, cache, s.count, sums, threads)
-    return dx, gradient(sums.dy_xhat, cache._gamma_dtype), gradient(sums.dy, cache._beta_dtype)
 
 
 def batch_norm_inference(
@@ -374,7 +297,7 @@ def batch_norm_inference(
         residual = computed(residual, _check.result_dtype(x.dtype))
     mask = _check.mask(mask, x.shape, axis)
     may_be = {"x": x} if residual is None else {"x": x, "residual": residual}
-    y = _output(out, x, may_be, mean=mean, var=var, gamma=gamma, beta=beta)
+    y = output(out, x, may_be, mean=mean, var=var, gamma=gamma, beta=beta)
     if channels:
         call = _passes.Call(gamma, beta, float64(gamma), eps, axis, threads)
         stats = _passes.fixed_statistics(mean, var, channels)
@@ -435,7 +358,7 @@ def batch_norm_inference_backward(
     mean, var, gamma = _check.population(mean, var, gamma, channels)
     eps = _check.epsilon(eps)
     threads = resolve_threads(num_threads)
-    dx = _output(out, x, {"dy": dy, "x": x}, mean=mean, var=var, gamma=gamma)
+    dx = output(out, x, {"dy": dy, "x": x}, mean=mean, var=var, gamma=gamma)
     dgamma, dbeta = np.empty((2, channels))
     if channels:
         stats = _passes.fixed_statistics(mean, var, channels)

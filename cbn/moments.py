@@ -7,14 +7,16 @@ merging many blocks far from zero loses nothing that the variance needs.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from functools import reduce
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cbn import _check, _check_state, _passes
+from cbn import _check, _check_state, _core, _passes
+from cbn._mergeable import Mergeable
 from cbn._state import STATE_LOCK, write
-from cbn._statistics import inverse_std, merge, two_sum
+from cbn._statistics import inverse_std
 from cbn.cache import BatchNormCache
 from cbn.runtime import resolve_threads
 
@@ -22,7 +24,7 @@ from cbn.runtime import resolve_threads
 DEFAULT_MOMENTUM = float("0.1")
 
 
-class Moments:
+class Moments(Mergeable):
     """Count, mean and variance of a set of rows; disjoint sets merge exactly, equation (44).
 
     Parameters
@@ -56,30 +58,24 @@ class Moments:
     array([13.])
     """
 
-    __slots__ = ("_stats", "count")
+    __slots__ = ()
+    _NAMES = ("mean", "mean_low", "var")
 
     def __init__(
         self, count: float, mean: ArrayLike, m2: ArrayLike, mean_low: ArrayLike | None = None
     ) -> None:
         count, mean, mean_low, m2 = _check_state.moments(count, mean, mean_low, m2)
-        stats = np.zeros((3, len(mean)))
+        rows = np.zeros((3, len(mean)))
         if count:
-            stats[0] = mean
-            stats[1] = 0 if mean_low is None else mean_low
-            stats[2] = m2
-            stats[2] /= count
-        self._set(count, stats)
-
-    def _set(self, count: float, stats: NDArray[np.float64]) -> Moments:
-        stats.flags.writeable = False  # for m.mean *= 0.9 would be silent
-        self.count = count
-        self._stats = stats
-        return self
+            rows[0] = mean
+            rows[1] = 0 if mean_low is None else mean_low
+            rows[2] = m2
+            rows[2] /= count
+        self._set(count, rows)
 
     @classmethod
-    def _of(cls, count: float, stats: NDArray[np.float64]) -> Moments:
-        """Of the rows mean, mean_low and var of stats; (3, D), not copied."""
-        return cls.__new__(cls)._set(count, stats if count else np.zeros_like(stats))
+    def _of(cls, count: float, rows: NDArray[np.float64]) -> Moments:
+        return super()._of(count, rows if count else np.zeros_like(rows))
 
     @classmethod
     def from_batch(
@@ -149,54 +145,64 @@ class Moments:
         """Take in one more batch, as `from_batch` and `merge` do; returns self."""
         return self.merge(Moments.from_batch(x, axis, mask, sample_weight, num_threads))
 
-    def merge(self, other: Moments) -> Moments:
-        """Take in the moments of rows that are not yet in these, equation (44).
+    @classmethod
+    def from_batches(
+        cls, batches: Iterable[ArrayLike], axis: int | None = None, num_threads: int | None = None
+    ) -> Moments:
+        """The moments of all batches together: of data that is read, made or received by parts.
 
         Parameters
         ----------
-        other : Moments
-            Of as many channels; with count 0 it changes nothing.
+        batches : iterable of array_like
+            At least one; looked at once, one after the other, and not kept. Shapes may differ in
+            all but the number of channels.
+        axis, num_threads
+            As for `batch_norm_forward`.
 
         Returns
         -------
         Moments
-            self.
 
         Raises
         ------
         ValueError
-            Another number of channels.
+            No batches, another number of channels, and as `from_batch`.
         TypeError
-            other is no Moments.
+            As `from_batch`.
 
         Notes
         -----
-        Any order of merging gives the same up to rounding; the same order, the same bytes.
-        """
-        _check_state.mergeable("other", other, Moments, self._stats.shape[1])
-        if other.count == 0:
-            return self
-        if self.count == 0:
-            return self._set(other.count, other._stats)
-        stats = merge(self.count, self._stats, other.count, other._stats)
-        return self._set(self.count + other.count, stats)
+        Batches are merged as a binary tree, so that errors grow with the logarithm of their number.
 
-    @property
-    def _channels(self) -> NDArray[np.float64]:
-        return self._stats[0]
+        Examples
+        --------
+        >>> import numpy as np, cbn
+        >>> x = np.arange(12.0).reshape(6, 2)
+        >>> cbn.Moments.from_batches(x[i : i + 2] for i in range(0, 6, 2))
+        Moments(count=6, mean=[5. 6.], m2=[70. 70.])
+        """
+        return merged(cls.from_batch(x, axis, num_threads=num_threads) for x in batches)
+
+    def _merged(self, other: Moments) -> NDArray[np.float64]:
+        if self.count == 0 or other.count == 0:
+            return self._rows if other.count == 0 else other._rows
+        rows = self._rows.copy()
+        if rows.size:
+            _core.merge_moments(rows, self.count, other._rows, other.count)
+        return rows
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        return self._stats[0]
+        return self._rows[0]
 
     @property
     def mean_low(self) -> NDArray[np.float64]:
-        return self._stats[1]
+        return self._rows[1]
 
     @property
     def m2(self) -> NDArray[np.float64]:
         with np.errstate(over="ignore"):
-            m2 = self._stats[2] * self.count
+            m2 = self._rows[2] * self.count
         m2.flags.writeable = False
         return m2
 
@@ -219,24 +225,13 @@ class Moments:
         """
         correction = _check_state.correction(correction, self.count)
         with np.errstate(over="ignore"):
-            return self._stats[2] * (self.count / (self.count - correction))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Moments):
-            return NotImplemented
-        same = np.array_equal(self._stats, other._stats, equal_nan=True)
-        return same and self.count == other.count
-
-    __hash__ = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Moments._of, (self.count, self._stats)
+            return self._rows[2] * (self.count / (self.count - correction))
 
     def __repr__(self) -> str:
         return f"Moments(count={self.count}, mean={self.mean}, m2={self.m2})"
 
 
-class BackwardSums:
+class BackwardSums(Mergeable):
     """The sums that backward needs, of one part of a batch; those of disjoint parts add up, (46).
 
     Parameters
@@ -270,18 +265,13 @@ class BackwardSums:
     (3, array([3.]))
     """
 
-    __slots__ = ("_sums", "count")
+    __slots__ = ()
+    _NAMES = ("sum_dy", "sum_dy_low", "sum_dy_xhat", "sum_dy_xhat_low")
 
     def __init__(self, count: float, sum_dy: ArrayLike, sum_dy_xhat: ArrayLike) -> None:
         count, sum_dy, sum_dy_xhat = _check_state.backward_sums(count, sum_dy, sum_dy_xhat)
         zeros = np.zeros_like(sum_dy)
         self._set(count, np.array([sum_dy, zeros, sum_dy_xhat, zeros], np.float64))
-
-    def _set(self, count: float, sums: NDArray[np.float64]) -> BackwardSums:
-        """Rows: each sum, and after it what it leaves out."""
-        sums.flags.writeable = False
-        self.count, self._sums = count, sums
-        return self
 
     @classmethod
     def from_batch(
@@ -306,32 +296,16 @@ class BackwardSums:
         ValueError, TypeError
             As `batch_norm_backward`.
         """
-        _check.plain_cache(cache, BatchNormCache)
+        _check.part_cache(cache, BatchNormCache)
         dy = _check.same_shape("dy", dy, cache.x.shape)
         sums = _passes.sums_of(dy, cache, resolve_threads(num_threads))
-        count = cache.x.size // max(cache.x.shape[cache.axis], 1)
-        return cls(count, sums.dy, sums.dy_xhat)
+        return cls(_passes.values_of(cache.x, cache.axis, cache._options), sums.dy, sums.dy_xhat)
 
-    def merge(self, other: BackwardSums) -> BackwardSums:
-        """Take in the sums of rows that are not yet in these; returns self.
-
-        Raises
-        ------
-        ValueError
-            Another number of channels.
-        TypeError
-            other is no BackwardSums.
-        """
-        _check_state.mergeable("other", other, BackwardSums, self._sums.shape[1])
-        (total, lost), low = two_sum(self._sums[::2], other._sums[::2]), self._sums[1::2]
-        sums = np.empty_like(self._sums)
-        sums[::2] = total
-        sums[1::2] = np.where(np.isfinite(lost), low + other._sums[1::2] + lost, 0)
-        return self._set(self.count + other.count, sums)
-
-    @property
-    def _channels(self) -> NDArray[np.float64]:
-        return self._sums[0]
+    def _merged(self, other: BackwardSums) -> NDArray[np.float64]:
+        rows = self._rows.copy()
+        for i in (0, 2) if rows.size else ():
+            _core.merge_sums(rows[i], rows[i + 1], other._rows[i], other._rows[i + 1])
+        return rows
 
     @property
     def sum_dy(self) -> NDArray[np.float64]:
@@ -342,12 +316,9 @@ class BackwardSums:
         return self._read_only(2)
 
     def _read_only(self, row: int) -> NDArray[np.float64]:
-        total = self._sums[row] + self._sums[row + 1]
+        total = self._rows[row] + self._rows[row + 1]
         total.flags.writeable = False
         return total
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self.count, self._sums)
 
     def __repr__(self) -> str:
         return (
@@ -356,8 +327,17 @@ class BackwardSums:
         )
 
 
-def _restored(count: float, sums: NDArray[np.float64]) -> BackwardSums:
-    return BackwardSums.__new__(BackwardSums)._set(count, sums)
+def merged(values: Iterable[Mergeable]) -> Mergeable:
+    """All of them merged as a binary tree over their order; the values are used up."""
+    subtrees: list[Mergeable] = []
+    number = 0
+    for number, value in enumerate(values, 1):
+        while not number & 1:  # as many subtrees of its size are complete as number has zeros
+            value = subtrees.pop().merge(value)
+            number >>= 1
+        subtrees.append(value)
+    _check_state.some_batches(number)
+    return reduce(lambda right, left: left.merge(right), reversed(subtrees))
 
 
 def update_running_stats(
@@ -451,7 +431,7 @@ def averaged(
     momentum = _check_state.momentum(momentum, decay, DEFAULT_MOMENTUM)
     if momentum is None:
         momentum = 1 / _check_state.batches_tracked(num_batches_tracked)
-    _check_state.running(running_mean, running_var, len(m.mean))
+    _check_state.running(running_mean, running_var, m._channels)
     if m.count == 0:
         return None
     var = m.var(correction)
@@ -484,8 +464,8 @@ def renormalization(
     d = (mean - running_mean) / running_std within [-d_max, d_max], where std = sqrt(var + eps).
     """
     _check_state.clipping(r_max, d_max)
-    _check_state.running(running_mean, running_var, len(m.mean))
-    mean, mean_low, var = m._stats
+    _check_state.running(running_mean, running_var, m._channels)
+    mean, mean_low, var = m._rows
     invstd = inverse_std(running_var, eps)
     with np.errstate(over="ignore", invalid="ignore"):
         r = np.clip(np.sqrt(var + eps) * invstd, 1 / r_max, r_max)

@@ -118,6 +118,15 @@ void cbn_put(void *to, ptrdiff_t stride, const void *from, size_t size, ptrdiff_
 cbn_status cbn_moments(const cbn_statistics *statistics, const cbn_array *x, double eps,
                        const cbn_resources *resources);
 
+/* The statistics of two disjoint sets of values, into those of the first: (44).
+ * Given:    mean, mean_low, var and count of either; both counts > 0. invstd is not looked at. */
+void cbn_merge_moments(cbn_statistics *statistics, const cbn_statistics *other, ptrdiff_t channels);
+
+/* Sums of disjoint sets into those of the first, each with what it leaves out; that is 0 past the
+ * range of float64. */
+void cbn_merge_sums(double *sum, double *low, const double *other, const double *other_low,
+                    ptrdiff_t count);
+
 /* Training forward: statistics of x, then y = xhat * gamma + beta, (1)-(5), then the activation.
  * Given:    gamma, beta: C float64 each, NULL meaning ones and zeros; eps >= 0.
  * Returned: y and all four statistics.

@@ -27,6 +27,36 @@ void cbn_channels_merge_moments(double *base, double *offset, double *m2, const 
     }
 }
 
+/* With variances instead of sums of squares, which overflow sooner, and shares instead of counts,
+ * which may be sums of weights. */
+void cbn_merge_moments(cbn_statistics *statistics, const cbn_statistics *other, ptrdiff_t channels)
+{
+    const double n1 = statistics->count, n2 = other->count;
+    const double share1 = n1 / (n1 + n2), share2 = n2 / (n1 + n2);
+    double *mean = statistics->mean, *low = statistics->mean_low, *var = statistics->var;
+    for (ptrdiff_t j = 0; j < channels; ++j) {
+        const double delta = (other->mean[j] - mean[j]) + (other->mean_low[j] - low[j]);
+        var[j] = var[j] * share1 + other->var[j] * share2 + (delta * share1) * (delta * share2);
+        if (isinf(delta)) { /* too far apart for a difference, not for a mean */
+            mean[j] = mean[j] * share1 + other->mean[j] * share2;
+            low[j] = 0;
+        } else {
+            two_sum(&mean[j], &low[j], mean[j], low[j] + delta * share2);
+        }
+    }
+    statistics->count = n1 + n2;
+}
+
+void cbn_merge_sums(double *sum, double *low, const double *other, const double *other_low,
+                    ptrdiff_t count)
+{
+    for (ptrdiff_t j = 0; j < count; ++j) {
+        double lost;
+        two_sum(&sum[j], &lost, sum[j], other[j]);
+        low[j] = isfinite(lost) ? low[j] + other_low[j] + lost : 0;
+    }
+}
+
 void cbn_channels_add(double *sum, const double *other, ptrdiff_t count)
 {
     for (ptrdiff_t j = 0; j < count; ++j) {

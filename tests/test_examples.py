@@ -34,5 +34,13 @@ def test_jacobian(tmp_path):
     assert float(line.split()[-1]) < 1e-12
 
 
+def test_micro_batches(tmp_path):
+    lines = run("micro_batches.py", tmp_path).splitlines()[2:]
+    errors = {line.split()[0]: [float(word) for word in line.split()[1:]] for line in lines}
+    assert set(errors) == {"W1", "gamma", "beta", "W2"}
+    for merged, own in errors.values():
+        assert merged < 1e-12 < 1e-3 < own
+
+
 def test_every_example_has_a_test():
     assert all(f"test_{path.stem}" in globals() for path in EXAMPLES.glob("*.py"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cbn
-from cases import Batch, same_bytes
+from cases import Batch, generator, same_bytes
 from tolerances import u
 
 PARTS = [[], [1], [30, 31, 200], [7, 7, 250]]
@@ -64,6 +64,79 @@ def test_one_part_has_the_bytes_of_the_whole(shape):
             assert (actual is None) == (right is None)
             if right is not None:
                 same_bytes(actual, right)
+
+
+OPTIONS = {
+    "mask": ("mask",),
+    "weights": ("sample_weight",),
+    "mask and weights": ("mask", "sample_weight"),
+    "residual": ("residual",),
+    "activation": ("activation",),
+    "all": ("mask", "sample_weight", "residual", "activation"),
+}
+
+
+@pytest.mark.parametrize("names", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("shape", [(90, 5), (30, 3, 4, 5)], ids=str)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64], ids=lambda d: d.__name__)
+def test_options_in_parts_are_those_of_the_whole(names, shape, dtype):
+    rng = generator(shape, names)
+    x, dy, residual = rng.normal(1, 2, (3, *shape)).astype(dtype)
+    gamma, beta = rng.normal(1, 0.3, (2, shape[1]))
+    positions = (shape[0], *shape[2:])
+    known = {
+        "mask": rng.random(positions) < 0.7,
+        "sample_weight": rng.integers(0, 4, positions),
+        "residual": residual,
+        "activation": "relu",
+    }
+    known["mask"][20:22] = known["sample_weight"][22:25] = 0  # parts in which nothing counts
+    x[20:22] = np.nan if "mask" in names else 1
+    given = {name: known[name] for name in names}
+    y, cache = cbn.batch_norm_forward(x, gamma, beta, axis=1, **given)
+    whole = y, *cbn.batch_norm_backward(dy, cache)
+
+    slices = [slice(0, 20), slice(20, 22), slice(22, 25), slice(25, None), slice(0, 0)]
+    cut = [
+        {name: a if isinstance(a, str) else a[part] for name, a in given.items()} for part in slices
+    ]
+    m = cbn.Moments(0, np.zeros(shape[1]), np.zeros(shape[1]))
+    for part, options in zip(slices, cut, strict=True):
+        weights = {k: v for k, v in options.items() if k in ("mask", "sample_weight")}
+        if x[part].size and np.any(weights.get("sample_weight", 1)):
+            m.merge(cbn.Moments.from_batch(x[part], 1, **weights))
+    assert m.count == cache.count
+    forward = [
+        cbn.batch_norm_normalize(x[part], m, gamma, beta, axis=1, **options)
+        for part, options in zip(slices, cut, strict=True)
+    ]
+    s = cbn.BackwardSums(0, np.zeros(shape[1]), np.zeros(shape[1]))
+    for part, (_, c) in zip(slices, forward, strict=True):
+        s += cbn.BackwardSums.from_batch(dy[part], c)
+    assert s.count == cache.count
+    backward = [
+        cbn.batch_norm_backward_apply(dy[part], c, s)
+        for part, (_, c) in zip(slices, forward, strict=True)
+    ]
+    order = np.argsort([part.start for part in slices], kind="stable")
+    found = [[y, *gradients] for (y, _), gradients in zip(forward, backward, strict=True)]
+    for i, right in enumerate(whole):
+        parts = [found[j][i] for j in order]
+        actual = parts[0] if right.ndim == 1 else np.concatenate(parts)
+        terms = np.abs(right).max() + np.abs(dy).sum() * (right.ndim == 1)
+        assert actual.dtype == right.dtype
+        atol = 64 * u(dtype) * terms
+        np.testing.assert_allclose(actual.astype(float), right.astype(float), rtol=0, atol=atol)
+
+
+def test_parts_of_another_kind_of_cache():
+    x = np.ones((4, 3))
+    cache = cbn.batch_norm_forward(x, virtual_batch_size=2)[1]
+    with pytest.raises(ValueError, match="^cache: expected one .* without virtual_batch_size"):
+        cbn.BackwardSums.from_batch(x, cache)
+    cache = cbn.batch_norm_forward(x, out=x)[1]
+    with pytest.raises(ValueError, match="^cache: expected one .* without out=x"):
+        cbn.batch_norm_backward_apply(x, cache, cbn.BackwardSums(4, np.ones(3), np.ones(3)))
 
 
 def test_merging_keeps_what_additions_round_off():

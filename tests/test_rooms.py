@@ -56,6 +56,7 @@ PYTHON_ARROWS = {
     "__init__": {
         *(
             "functional",
+            "parts",
             "derivatives",
             "cache",
             "fold",
@@ -72,15 +73,23 @@ PYTHON_ARROWS = {
         *("", "functional", "derivatives", "cache", "layer", "moments", "_arrays", "_check"),
         "_check_state",
     },
-    "distributed": {"functional", "layer", "moments"},
+    "distributed": {"functional", "parts", "layer", "moments", "_check", "_check_state"},
     "layer": {"functional", "derivatives", "moments", "_check", "_check_state", "_state"},
     "fold": {"_statistics", "_check", "_check_state"},
     "derivatives": {"_passes", "_statistics", "cache", "runtime", "_arrays", "_check", "_core"},
+    "parts": {
+        *("functional", "_passes", "moments", "cache", "runtime", "_arrays", "_check"),
+        "_check_state",
+    },
     "functional": {
-        *("_passes", "moments", "cache", "runtime", "_arrays", "_check", "_check_state", "_core"),
+        *("_passes", "cache", "runtime", "_arrays", "_check", "_core"),
     },
     "_passes": {"cache", "_statistics", "_arrays", "_check", "_core"},
-    "moments": {"_passes", "_statistics", "cache", "runtime", "_check", "_check_state", "_state"},
+    "moments": {
+        *("_mergeable", "_passes", "_statistics", "_state", "cache", "runtime", "_check"),
+        *("_check_state", "_core"),
+    },
+    "_mergeable": {"_check_state"},
     "cache": set(),
     "runtime": {"_check", "_core", "_build_config", "_version"},
     "_self_check": {"", "reference"},
