@@ -264,6 +264,20 @@ def several_values(x: np.ndarray, axis: int, mask: Any) -> None:
         )
 
 
+def several_values_of_all(values: int, channels: int) -> None:
+    """The same for the values of several processes together."""
+    if values == 1:
+        raise ValueError(
+            "Expected more than 1 value per channel when training, got input size"
+            f" (1, {channels}) on all ranks together"
+        )
+
+
+def without_renorm(options: dict[str, Any]) -> None:
+    if options.get("renorm"):
+        raise ValueError("renorm: expected False beside a communicator, got True")
+
+
 def called(saved: Any) -> None:
     if saved is None:
         raise RuntimeError("backward: expected a call of the layer before it, got none")

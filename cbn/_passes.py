@@ -97,7 +97,7 @@ def positions_of(mask: NDArray[np.bool_] | None) -> NDArray[np.intp] | None:
     return None if mask is None else np.flatnonzero(mask)
 
 
-def _values_per_channel(x: NDArray, axis: int, positions: NDArray[np.intp] | None) -> int:
+def values_per_channel(x: NDArray, axis: int, positions: NDArray[np.intp] | None) -> int:
     if positions is not None:
         return positions.size
     return math.prod(x.shape[:axis] + x.shape[axis + 1 :])
@@ -108,7 +108,7 @@ def statistics(
 ) -> tuple[float, _Channels]:
     """The count of a batch, and its mean, mean_low and var as the first rows of (4, D)."""
     positions = positions_of(mask)
-    count = _values_per_channel(x, axis, positions)
+    count = values_per_channel(x, axis, positions)
     stats = np.zeros((4, x.shape[axis]))
     if stats.size and count and weight is not None:
         count = _weighted_statistics(stats, x, axis, weight, threads)
@@ -121,7 +121,7 @@ def statistics(
 def forward(y: NDArray, x: NDArray, call: Call, options: ForwardOptions) -> BatchNormCache:
     """The cache of a call whose y has been written."""
     positions = options.positions
-    count = _values_per_channel(x, call.axis, positions)
+    count = values_per_channel(x, call.axis, positions)
     stats = np.zeros((4, x.shape[call.axis]))
     if not stats.size or not count:
         stats[3] = inverse_std(stats[2], call.eps)
@@ -141,7 +141,7 @@ def values_of(x: NDArray, axis: int, options: ForwardOptions) -> float:
     """What a part counts for: values per channel, or the sum of their weights."""
     if options.weight is not None:
         return math.fsum(options.weight.flat)  # the same in any order
-    return _values_per_channel(x, axis, options.positions)
+    return values_per_channel(x, axis, options.positions)
 
 
 def _has_values(x: NDArray, options: ForwardOptions) -> bool:

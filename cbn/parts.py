@@ -30,6 +30,11 @@ class Part(NamedTuple):
         """Of the arguments of `batch_norm_normalize` but m; x may be empty."""
         return cls(*prepared(x, gamma, beta, of_part=True, **options))
 
+    @property
+    def values(self) -> int:
+        """Per channel, of whatever weight."""
+        return _passes.values_per_channel(self.x, self.call.axis, self.options.positions)
+
     def moments(self) -> Moments:
         """Those of the part; none if nothing counts in it."""
         mask, weight = self.options.mask, self.options.weight

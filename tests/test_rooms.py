@@ -73,7 +73,7 @@ PYTHON_ARROWS = {
         *("", "functional", "derivatives", "cache", "layer", "moments", "_arrays", "_check"),
         "_check_state",
     },
-    "distributed": {"functional", "parts", "layer", "moments", "_check", "_check_state"},
+    "distributed": {"parts", "layer", "moments", "cache", "_check", "_check_state"},
     "layer": {"functional", "derivatives", "moments", "_check", "_check_state", "_state"},
     "fold": {"_statistics", "_check", "_check_state"},
     "derivatives": {"_passes", "_statistics", "cache", "runtime", "_arrays", "_check", "_core"},

@@ -1,0 +1,1 @@
+"""Batch norm of batches that several processes hold; import the module you want: mpi or dask."""
