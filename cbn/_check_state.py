@@ -121,17 +121,16 @@ def saved(file: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 def concatenable(parts: Any, kind: type) -> None:
     """Values of one kind and count."""
-    if not len(parts):
-        raise ValueError("parts: expected at least one, got none")
+    some("parts", len(parts))
     for part in parts:
         is_kind("parts", part, kind)
         if part.count != parts[0].count:
             raise ValueError(f"parts: expected one count, got {parts[0].count} and {part.count}")
 
 
-def some_batches(number: int) -> None:
+def some(name: str, number: int) -> None:
     if not number:
-        raise ValueError("batches: expected at least one, got none")
+        raise ValueError(f"{name}: expected at least one, got none")
 
 
 def of_batch(count: float) -> None:

@@ -7,7 +7,8 @@ once they are set, so that values may share them.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import IO, ClassVar, Self
 
 import numpy as np
@@ -69,6 +70,39 @@ class Mergeable:
         if not isinstance(other, type(self)):
             return NotImplemented
         return self._of(self.count, self._rows).merge(other)
+
+    @classmethod
+    def merge_all(cls, parts: Iterable[Self]) -> Self:
+        """All of them merged, as a binary tree over their order.
+
+        Parameters
+        ----------
+        parts : iterable of the class
+            At least one; looked at once and not kept, so there may be any number.
+
+        Returns
+        -------
+        of the same class
+            A new one. Errors grow with the logarithm of the number of parts.
+
+        Raises
+        ------
+        ValueError
+            No parts, or of another number of channels.
+        TypeError
+            A part of another class.
+        """
+        subtrees: list[Self] = []
+        number = 0
+        for number, part in enumerate(parts, 1):
+            _check_state.is_kind("parts", part, cls)
+            # As many subtrees of its size are complete as the number has trailing zeros.
+            for _ in range((number & -number).bit_length() - 1):
+                part = subtrees.pop() + part
+            subtrees.append(part)
+        _check_state.some("parts", number)
+        total = reduce(lambda right, left: left + right, reversed(subtrees))
+        return cls._of(total.count, total._rows)
 
     def select(self, channels: slice | ArrayLike) -> Self:
         """The same of some channels.

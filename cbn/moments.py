@@ -8,7 +8,6 @@ merging many blocks far from zero loses nothing that the variance needs.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import reduce
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -181,7 +180,7 @@ class Moments(Mergeable):
         >>> cbn.Moments.from_batches(x[i : i + 2] for i in range(0, 6, 2))
         Moments(count=6, mean=[5. 6.], m2=[70. 70.])
         """
-        return merged(cls.from_batch(x, axis, num_threads=num_threads) for x in batches)
+        return cls.merge_all(cls.from_batch(x, axis, num_threads=num_threads) for x in batches)
 
     def _merged(self, other: Moments) -> NDArray[np.float64]:
         if self.count == 0 or other.count == 0:
@@ -325,19 +324,6 @@ class BackwardSums(Mergeable):
             f"BackwardSums(count={self.count}, sum_dy={self.sum_dy},"
             f" sum_dy_xhat={self.sum_dy_xhat})"
         )
-
-
-def merged(values: Iterable[Mergeable]) -> Mergeable:
-    """All of them merged as a binary tree over their order; the values are used up."""
-    subtrees: list[Mergeable] = []
-    number = 0
-    for number, value in enumerate(values, 1):
-        while not number & 1:  # as many subtrees of its size are complete as number has zeros
-            value = subtrees.pop().merge(value)
-            number >>= 1
-        subtrees.append(value)
-    _check_state.some_batches(number)
-    return reduce(lambda right, left: left.merge(right), reversed(subtrees))
 
 
 def update_running_stats(

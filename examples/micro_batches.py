@@ -30,7 +30,7 @@ def gradients(params: dict, batches: list[tuple[np.ndarray, np.ndarray]], rows: 
         dout = (y @ params["W2"] - target) / rows
         dW2 += y.T @ dout
         sums.append(cbn.BackwardSums.from_batch(dout @ params["W2"].T, cache))
-    s = sum(sums[1:], sums[0])
+    s = cbn.BackwardSums.merge_all(sums)
 
     dW1 = 0
     for a, target in batches:

@@ -179,6 +179,20 @@ def test_bad_parts(kind):
 # Batches ------------------------------------------------------------------------------------------
 
 
+def test_merge_all_leaves_the_parts_as_they_were(kind):
+    for number in (1, 2, 3, 6):
+        parts = values(kind, number)
+        before = list(map(everything, parts))
+        total = kind.merge_all(parts)
+        assert total.count == sum(part.count for part in parts)
+        total += parts[0]
+        assert list(map(everything, parts)) == before
+    with pytest.raises(TypeError, match=f"^parts: expected {kind.__name__}, got int"):
+        kind.merge_all([3])
+    with pytest.raises(ValueError, match="^parts: expected at least one"):
+        kind.merge_all([])
+
+
 @pytest.mark.parametrize("number", [1, 2, 3, 7, 8, 13])
 def test_batches_are_merged_as_a_tree(number):
     x = generator("batches").normal(1e4, 1, (40 * number, 3))
@@ -212,7 +226,7 @@ def test_batches_of_images():
 
 
 def test_bad_batches():
-    with pytest.raises(ValueError, match="^batches: expected at least one, got none"):
+    with pytest.raises(ValueError, match="^parts: expected at least one, got none"):
         cbn.Moments.from_batches([])
     with pytest.raises(ValueError, match="^other: expected 3 channels, got 2"):
         cbn.Moments.from_batches([np.ones((2, 3)), np.ones((2, 2))])

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from cbn._version import __version__
-from cbn.cli import accuracy, bench, check, demo, info
+from cbn.cli import accuracy, bench, check, demo, info, normalize
 from cbn.cli._options import CommandError, Parser
 
 __all__ = ["main"]
@@ -53,6 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cbn {__version__}")
     parser.set_defaults(run=None)
     subparsers = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
-    for module in (info, demo, check, accuracy, bench):
+    for module in (info, demo, check, normalize, accuracy, bench):
         module.register(subparsers)
     return parser

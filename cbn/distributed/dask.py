@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cbn import _check, _check_state
-from cbn.moments import Moments, merged
+from cbn.moments import Moments
 from cbn.parts import batch_norm_normalize
 
 try:
@@ -162,7 +162,7 @@ def _of_chunk(x: NDArray, axis: tuple[int, ...], keepdims: bool, channels: int) 
 
 def _merge(records: NDArray, axis: tuple[int, ...], keepdims: bool, channels: int) -> NDArray:
     rows = np.moveaxis(records, channels, -1).reshape(-1, records.shape[channels])
-    total = _records_of(merged(map(_moments_of, rows)))
+    total = _records_of(Moments.merge_all(map(_moments_of, rows)))
     return np.expand_dims(total, axis) if keepdims else total
 
 
