@@ -3,11 +3,38 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from cbn.cache import ForwardOptions
+
 _Array = NDArray[np.float32] | NDArray[np.float64]
 _Channels = NDArray[np.float64]
 _Threads = int | Callable[[], int]
 
 _Positions = NDArray[np.intp] | None
+
+class CacheFields:
+    x: NDArray
+    gamma: NDArray | None
+    eps: float
+    axis: int
+    count: float
+    _shape: tuple[int, ...]
+    _stats: _Channels
+    _gamma: _Channels | None
+    _gamma_dtype: np.dtype | None
+    _beta_dtype: np.dtype | None
+    _options: ForwardOptions
+    def __init__(
+        self,
+        x: NDArray,
+        stats: _Channels,
+        gamma64: _Channels | None,
+        gamma: NDArray | None,
+        beta: NDArray | None,
+        eps: float,
+        axis: int,
+        count: float,
+        options: ForwardOptions,
+    ) -> None: ...
 
 def moments(
     stats: _Channels, x: NDArray, axis: int, eps: float, positions: _Positions, threads: int

@@ -27,6 +27,25 @@ cdef extern from *:
 _C_API = PyCapsule_New(<void *> cbn_api_table, "cbn._core._C_API", NULL)
 
 
+cdef class CacheFields:
+    """What a BatchNormCache holds: set by Python, this took 0.5 us of a small call's 4."""
+    cdef readonly object x, gamma, eps, axis, count
+    cdef readonly object _shape, _stats, _gamma, _gamma_dtype, _beta_dtype, _options
+
+    def __init__(self, x, stats, gamma64, gamma, beta, eps, axis, count, options):
+        self.x = x
+        self.gamma = gamma
+        self.eps = eps
+        self.axis = axis
+        self.count = count
+        self._shape = x.shape
+        self._stats = stats  # read-only, for mean *= 0.9 would be silent
+        self._gamma = gamma64
+        self._gamma_dtype = None if gamma is None else gamma.dtype
+        self._beta_dtype = None if beta is None else beta.dtype
+        self._options = options
+
+
 cdef int acquire(cbn_c.cbn_resources *resources, size_t scratch_size, int threads) except -1:
     resources.threads = threads
     resources.selection.positions = NULL

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cbn._core import CacheFields
+
 
 @dataclass(frozen=True, slots=True)
 class ForwardOptions:
@@ -42,7 +44,7 @@ class ForwardOptions:
 NO_OPTIONS = ForwardOptions()
 
 
-class BatchNormCache:
+class BatchNormCache(CacheFields):
     """What the derivatives need to know of a forward call.
 
     Attributes
@@ -65,34 +67,7 @@ class BatchNormCache:
         The channel axis, counted from the front.
     """
 
-    __slots__ = (
-        *("_beta_dtype", "_gamma", "_gamma_dtype", "_options", "_shape", "_stats"),
-        *("axis", "count", "eps", "gamma", "x"),
-    )
-
-    def __init__(
-        self,
-        x: NDArray,
-        stats: NDArray[np.float64],
-        gamma64: NDArray[np.float64] | None,
-        gamma: NDArray | None,
-        beta: NDArray | None,
-        eps: float,
-        axis: int,
-        count: float,
-        options: ForwardOptions = NO_OPTIONS,
-    ) -> None:
-        self.x = x
-        self.gamma = gamma
-        self.eps = eps
-        self.axis = axis
-        self.count = count
-        self._shape = x.shape
-        self._stats = stats  # read-only, for mean *= 0.9 would be silent
-        self._gamma = gamma64
-        self._gamma_dtype = None if gamma is None else gamma.dtype
-        self._beta_dtype = None if beta is None else beta.dtype
-        self._options = options
+    __slots__ = ()
 
     @property
     def mean(self) -> NDArray[np.float64]:

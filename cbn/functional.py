@@ -9,7 +9,7 @@ a small batch.
 
 from __future__ import annotations
 
-import math
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from cbn import _check, _core, _passes
 from cbn._arrays import computed, float64, gradient, new_array
-from cbn.cache import BatchNormCache, ForwardOptions
+from cbn.cache import NO_OPTIONS, BatchNormCache, ForwardOptions
 from cbn.runtime import get_num_threads, resolve_threads
+
+
+def _plain_axis(axis: int) -> bool:
+    return type(axis) is int and (axis == 1 or axis == -1)
 
 
 def _plain_threads(num_threads: int) -> bool:
@@ -156,15 +160,18 @@ def batch_norm_forward(
     (array([ 2., 20.]), array([  1., 100.]))
     """
     if (
-        (axis is None and mask is sample_weight is virtual_batch_size is residual is activation)
-        and (mask is None and type(eps) is float and 0 <= eps < math.inf)
+        (mask is sample_weight is virtual_batch_size is residual is activation is None)
+        and (axis is None or _plain_axis(axis))
+        and (type(eps) is float and 0 <= eps < inf)
         and (num_threads is None or _plain_threads(num_threads))
     ):
         plain = _core.plain_forward(x, gamma, beta, out, eps, num_threads or get_num_threads)
         if plain is not None:
             y, stats = plain
             gamma64 = None if gamma is None else stats[4]
-            return y, BatchNormCache(x, stats, gamma64, gamma, beta, eps, 1, x.shape[0])
+            return y, BatchNormCache(
+                *(x, stats, gamma64, gamma, beta, eps, 1, x.shape[0], NO_OPTIONS)
+            )
     y, x, call, options = prepared(
         *(x, gamma, beta, axis, eps, mask, sample_weight, residual, activation, out, num_threads)
     )
@@ -275,8 +282,9 @@ def batch_norm_inference(
         As `batch_norm_forward`, and for a negative var.
     """
     if (
-        (axis is None and mask is residual is activation is None and type(eps) is float)
-        and (0 <= eps < math.inf)
+        (mask is residual is activation is None)
+        and (axis is None or _plain_axis(axis))
+        and (type(eps) is float and 0 <= eps < inf)
         and (num_threads is None or _plain_threads(num_threads))
     ):
         plain = _core.plain_inference(
@@ -343,7 +351,7 @@ def batch_norm_inference_backward(
     ValueError, TypeError
         As `batch_norm_inference`, and for dy not of x's shape.
     """
-    if (axis is None and type(eps) is float and 0 <= eps < math.inf) and (
+    if ((axis is None or _plain_axis(axis)) and type(eps) is float and 0 <= eps < inf) and (
         num_threads is None or _plain_threads(num_threads)
     ):
         plain = _core.plain_inference_backward(

@@ -21,7 +21,7 @@ def data(shape, dtype, parameters=np.float32):
 
 
 def everything(x, dy, gamma, beta, **general):
-    """All results of the functions that have a short way; axis=1 makes them take the other."""
+    """All results of the functions that have a short way, which no NumPy integer takes."""
     y, cache = cbn.batch_norm_forward(x, gamma, beta, **general)
     dx, dgamma, dbeta = cbn.batch_norm_backward(dy, cache)
     inference = cbn.batch_norm_inference(x, cache.mean, cache.var, gamma, beta, **general)
@@ -38,10 +38,19 @@ def everything(x, dy, gamma, beta, **general):
 def test_both_ways_give_the_same_bytes(shape, dtype, parameters):
     x, dy, gamma, beta = data(shape, dtype, parameters)
     for g, b in ((gamma, beta), (gamma, None), (None, beta), (None, None)):
-        short, general = everything(x, dy, g, b), everything(x, dy, g, b, axis=1)
+        short, general = everything(x, dy, g, b), everything(x, dy, g, b, axis=np.int64(1))
         for name in [name for name in short if short[name] is None]:
             assert short.pop(name) is general.pop(name)
         same_bytes(short, general)
+
+
+@pytest.mark.parametrize("axis", [None, 1, -1])
+def test_the_last_axis_of_two_takes_the_short_way(axis, monkeypatch):
+    monkeypatch.setattr("cbn._check.real_array", None)  # where the general way begins
+    x, _, gamma, beta = data((5, 3), np.float32)
+    _, cache = cbn.batch_norm_forward(x, gamma, beta, axis=axis)
+    cbn.batch_norm_inference(x, cache.mean, cache.var, gamma, beta, axis=axis)
+    cbn.batch_norm_inference_backward(x, x, cache.mean, cache.var, gamma, axis=axis)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -90,7 +90,7 @@ PYTHON_ARROWS = {
         *("_check_state", "_core"),
     },
     "_mergeable": {"_check_state"},
-    "cache": set(),
+    "cache": {"_core"},
     "runtime": {"_check", "_core", "_build_config", "_version"},
     "_self_check": {"", "reference"},
     "gradcheck": {"", "reference", "_check"},

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cbn import _check
 from cbn._arrays import float64
-from cbn.cache import BatchNormCache
+from cbn.cache import NO_OPTIONS, BatchNormCache
 from cbn.derivatives import batch_norm_double_backward, batch_norm_inference_cache
 from cbn.functional import batch_norm_backward, batch_norm_forward, batch_norm_inference_backward
 from cbn.functional import batch_norm_inference as _cbn_inference
@@ -231,7 +231,8 @@ def _batch_cache(
     stats = np.ascontiguousarray(bits).view(np.float64)
     count = x.size // max(x.shape[options.axis], 1)
     return BatchNormCache(
-        *(x, stats, float64(gamma), gamma, beta, options.eps, options.axis, count)
+        *(x, stats, float64(gamma), gamma, beta, options.eps, options.axis, count),
+        NO_OPTIONS,
     )
 
 
