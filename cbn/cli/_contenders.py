@@ -44,7 +44,6 @@ class Case:
 class Data:
     """x, dy and out as they lie in memory, the rest of shape (D,), all of one dtype."""
 
-    axis: int | None
     x: NDArray
     dy: NDArray
     out: NDArray
@@ -52,6 +51,7 @@ class Data:
     beta: NDArray
     mean: NDArray
     var: NDArray
+    axis: int | None = None
 
     @classmethod
     def random(cls, case: Case) -> Data:
@@ -64,12 +64,12 @@ class Data:
         x *= 2
         x += 1
         gamma, beta, mean, var = rng.uniform(0.5, 1.5, (4, D)).astype(dtype)
-        return cls(axis, x, dy, np.zeros_like(x), gamma, beta, mean, var)
+        return cls(x, dy, np.zeros_like(x), gamma, beta, mean, var, axis)
 
     def map(self, function: Callable[[NDArray], Any]) -> Data:
         """The same with a peer's arrays, of the same memory where the peer can."""
-        arrays = (function(getattr(self, field.name)) for field in fields(self)[1:])
-        return Data(self.axis, *arrays)
+        arrays = (function(getattr(self, field.name)) for field in fields(self)[:-1])
+        return Data(*arrays, self.axis)
 
     def rows(self) -> Data:
         """The same memory as N x D; channels must come last."""
