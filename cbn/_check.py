@@ -10,6 +10,7 @@ import functools
 import math
 import numbers
 import operator
+import sys
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,14 @@ def _is_float(dtype: np.dtype) -> bool:
     return dtype.name in _FLOATS
 
 
+def _is_masked(value: Any) -> bool:
+    """A masked array; NumPy imports those late, 10 ms that no call and no fork should meet."""
+    kind = getattr(sys.modules.get("numpy.ma"), "MaskedArray", None)
+    return kind is not None and isinstance(value, kind)
+
+
 def _array(name: str, value: Any) -> np.ndarray:
-    if isinstance(value, np.ma.MaskedArray):
+    if _is_masked(value):
         raise TypeError(f"{name}: expected a plain array, got a masked array; pass its .data")
     try:
         if not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
@@ -171,7 +178,7 @@ def same_shape(name: str, value: Any, shape: tuple[int, ...], of: str = "x") -> 
 
 
 def output(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+    if not isinstance(out, np.ndarray) or _is_masked(out):
         raise TypeError(f"out: expected a plain numpy.ndarray, got {type(out).__name__}")
     if out.shape != shape:
         raise ValueError(f"out: expected shape {shape}, got {out.shape}")
