@@ -14,7 +14,7 @@ EXPORT int cbn_parallel_regions;
 EXPORT void GOMP_parallel(void (*body)(void *), void *data, unsigned threads, unsigned flags)
 {
     void (*real)(void (*)(void *), void *, unsigned, unsigned);
-    *(void **)&real = dlsym(RTLD_NEXT, "GOMP_parallel");
+    *(void **)&real = dlsym(dlopen("libgomp.so.1", RTLD_LAZY), "GOMP_parallel");
     ++cbn_parallel_regions;
     real(body, data, threads, flags);
 }
