@@ -253,8 +253,7 @@ def unchanged(cache: Any) -> None:
 
 def plain_cache(value: Any, kind: type) -> None:
     """A cache that the derivatives beyond backward know how to use."""
-    cache(value, kind)
-    unchanged(value)
+    part_cache(value, kind)
     options = value._options
     given = {
         "a mask": options.mask is not None,
@@ -263,12 +262,12 @@ def plain_cache(value: Any, kind: type) -> None:
         "an activation": options.relu,
     }
     _without(given)
-    part_cache(value, kind)
 
 
 def part_cache(value: Any, kind: type) -> None:
     """A cache that may be that of a part of a batch."""
     cache(value, kind)
+    unchanged(value)
     options = value._options
     _without({"virtual_batch_size": bool(options.groups), "out=x": options.in_place})
 

@@ -157,7 +157,6 @@ class BatchNorm:
     dbeta: NDArray | Any
     running_mean: NDArray | Any
     running_var: NDArray | Any
-    num_batches_tracked: int | Any
 
     def __init__(
         self,
@@ -300,7 +299,7 @@ class BatchNorm:
                 write((self.running_mean, self.running_var, self._batches), (*averages, batches))
 
     @property
-    def num_batches_tracked(self) -> int | None:
+    def num_batches_tracked(self) -> int | Any:
         return None if self._batches is None else int(self._batches)
 
     @num_batches_tracked.setter

@@ -44,6 +44,14 @@ def run(capsys):
     return run
 
 
+@pytest.fixture(autouse=True)
+def jax_as_it_was():
+    """Its contender turns float64 on for the whole process."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_enable_x64", False)
+
+
 # The floor ----------------------------------------------------------------------------------------
 
 

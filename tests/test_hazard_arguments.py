@@ -246,25 +246,21 @@ def test_moments_and_sums_of_other_channels(channels):
     assert contents(vars(batch)) == before
 
 
-TAMPERINGS = {
-    "reshaped in place": lambda cache: setattr(cache.x, "shape", cache.x.shape[::-1]),
-    "another x": lambda cache: setattr(cache, "x", np.ones((C, 20 * N), np.float32)),
-    "another axis": lambda cache: setattr(cache, "axis", 0),
-}
-
-
 @pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")
 @pytest.mark.parametrize(
     "options",
     [{}, {"activation": "relu"}, {"virtual_batch_size": 7}, {"sample_weight": np.arange(20.0 * N)}],
     ids=list,
 )
-@pytest.mark.parametrize("kind", TAMPERINGS)
-def test_a_cache_whose_x_has_changed(kind, options):
+def test_a_cache_whose_x_has_changed(options):
     """The statistics are of C channels; to walk through 20 N of them would leave the array."""
     x = np.random.default_rng(0).normal(size=(20 * N, C)).astype(np.float32)
-    _, cache = cbn.batch_norm_forward(x, **options)
-    TAMPERINGS[kind](cache)
+    y, cache = cbn.batch_norm_forward(x, **options)
+    sums = None if options else BackwardSums.from_batch(y, cache)
+    for name in ("x", "axis", "count", "_stats"):
+        with pytest.raises(AttributeError):
+            setattr(cache, name, getattr(cache, name))
+    cache.x.shape = cache.x.shape[::-1]
     for dtype in (np.float32, np.float64):
         dy = np.ones(cache.x.shape, dtype)
         with pytest.raises(ValueError, match="^cache: expected x of shape .*, got "):
@@ -276,6 +272,7 @@ def test_a_cache_whose_x_has_changed(kind, options):
             lambda dy=dy: cbn.batch_norm_double_backward(dy, dy, cache),
             lambda dy=dy: cbn.batch_norm_backward_staged(dy, cache),
             lambda dy=dy: BackwardSums.from_batch(dy, cache),
+            lambda dy=dy: cbn.batch_norm_backward_apply(dy, cache, sums),
             lambda: cbn.batch_norm_jacobian(cache),
         ]
         for call in calls:

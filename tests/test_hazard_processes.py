@@ -419,12 +419,12 @@ print(len(runtimes))
 @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("other", ["torch", "sklearn.cluster"])
 def test_two_openmp_runtimes(other, first, run_python):
-    """Imported before cbn and after it; the wheels of both bring a runtime of their own."""
+    """Imported before cbn and after it; PyTorch's builds bring a runtime or take the system's."""
     pytest.importorskip(other.partition(".")[0])
     order = (other, "cbn") if first else ("cbn", other)
     run = run_python("-W", "ignore", "-c", TWO_RUNTIMES, *order)
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) >= 2
+    assert int(run.stdout) >= (1 if other == "torch" else 2)
 
 
 SMALL_STACKS = """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -384,13 +383,12 @@ def test_a_file_that_shrinks_meanwhile(run, monkeypatch):
 # Interruptions ------------------------------------------------------------------------------------
 
 
-def command(*argv, **options):
+def command(*argv, before=()):
     return subprocess.Popen(
-        [sys.executable, "-m", "cbn", "normalize", *argv],
+        [*before, sys.executable, "-m", "cbn", "normalize", *argv],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        **options,
     )
 
 
@@ -398,10 +396,10 @@ def test_a_full_disk(folder):
     np.save("x.npy", data((100_000, 3)))
     (folder / "y.npy").write_bytes(b"old")
 
-    def small():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-
-    process = command("x.npy", "-o", "y.npy", preexec_fn=small)
+    # by the command itself: to fork with threads of other libraries around is to ask for warnings
+    limit = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000,) * 2)"
+    before = (sys.executable, "-c", f"{limit}; os.execv(sys.argv[1], sys.argv[1:])")
+    process = command("x.npy", "-o", "y.npy", before=before)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert errors == "cbn normalize: error: cannot write 'y.npy': File too large\n"

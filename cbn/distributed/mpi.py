@@ -216,9 +216,10 @@ class SyncBatchNorm(BatchNorm):
         self._agreed = self.num_features
         _check_state.several_values_of_all(values, self.num_features)
         y, cache = part.normalize(m)
-        if self.running_mean is not None:
-            self._track(m)
-        self._saved = cache, None
+        if self.running_mean is None:
+            self._saved = cache, None
+        else:
+            self._track(m, (cache, None))
         return y
 
     def _part(self, x: ArrayLike, mask: Any, sample_weight: Any, residual: Any) -> Part:
@@ -236,7 +237,7 @@ class SyncBatchNorm(BatchNorm):
             num_threads=self.num_threads,
         )
 
-    def backward(self, dy: ArrayLike) -> NDArray | tuple[NDArray, NDArray]:
+    def backward(self, dy: ArrayLike) -> NDArray | Any:
         """The gradients of the last call, as `cbn.BatchNorm.backward`."""
         if self._saved is not None and callable(self._saved[0]):
             return super().backward(dy)

@@ -64,6 +64,11 @@ typedef struct cbn_api {
     const char *(*isa_chosen)(void);
     int (*openmp_version)(void);
     int (*openmp_max_threads)(void);
+    void (*put)(void *to, ptrdiff_t stride, const void *from, size_t size, ptrdiff_t count);
+    void (*merge_moments)(cbn_statistics *statistics, const cbn_statistics *other,
+                          ptrdiff_t channels);
+    void (*merge_sums)(double *sum, double *low, const double *other, const double *other_low,
+                       ptrdiff_t count);
 } cbn_api;
 
 #ifdef CBN_API_PROVIDER
@@ -95,6 +100,9 @@ static const cbn_api cbn_api_table = {
     cbn_isa_chosen,
     cbn_openmp_version,
     cbn_openmp_max_threads,
+    cbn_put,
+    cbn_merge_moments,
+    cbn_merge_sums,
 };
 
 #else
@@ -142,6 +150,9 @@ static inline int cbn_import(void)
 #define cbn_isa_chosen (cbn_imported->isa_chosen)
 #define cbn_openmp_version (cbn_imported->openmp_version)
 #define cbn_openmp_max_threads (cbn_imported->openmp_max_threads)
+#define cbn_put (cbn_imported->put)
+#define cbn_merge_moments (cbn_imported->merge_moments)
+#define cbn_merge_sums (cbn_imported->merge_sums)
 
 #endif
 

@@ -76,7 +76,7 @@ static void compute(const int64_t *head, int threads)
     const size_t vector = (size_t)channels * sizeof(double);
     const size_t matrix = (size_t)(rows * channels * item_of(head));
     double eps, *v[VECTORS];
-    cbn_array m[MATRICES];
+    static cbn_array m[MATRICES], first, second;
     if (fread(&eps, sizeof eps, 1, input) != 1) {
         stop("the input is too short");
     }
@@ -87,13 +87,14 @@ static void compute(const int64_t *head, int threads)
         m[i] = view(read_room(matrix), head);
     }
     const double *gamma = v[0], *beta = v[1], *gamma_dot = v[4], *beta_dot = v[5];
-    const cbn_array x = m[0], dy = m[1], x_dot = m[2];
-    cbn_array first = view(room(matrix), head), second = view(room(matrix), head);
+    const cbn_array *const x = &m[0], *const dy = &m[1], *const x_dot = &m[2];
+    first = view(room(matrix), head);
+    second = view(room(matrix), head);
     double *sums[2] = {room(vector), room(vector)};
 
-    size_t size = cbn_double_backward_scratch_size(&x, threads);
-    if (size < cbn_scratch_size(&x, NULL, threads)) {
-        size = cbn_scratch_size(&x, NULL, threads);
+    size_t size = cbn_double_backward_scratch_size(x, threads);
+    if (size < cbn_scratch_size(x, NULL, threads)) {
+        size = cbn_scratch_size(x, NULL, threads);
     }
     const cbn_resources resources = {threads, room(size), size, {NULL, 0}};
     const cbn_activation none = {NULL, 0};
@@ -104,27 +105,26 @@ static void compute(const int64_t *head, int threads)
         fixed.mean_low[j] = 0;
     }
 
-    check(cbn_forward(&first, &batch, &x, gamma, beta, eps, &none, &resources));
+    check(cbn_forward(&first, &batch, x, gamma, beta, eps, &none, &resources));
     put(first.data, matrix);
     put(batch.mean, vector);
     put(batch.var, vector);
     put(batch.invstd, vector);
-    check(cbn_backward(&first, sums[0], sums[1], &dy, &x, &batch, gamma, &resources));
+    check(cbn_backward(&first, sums[0], sums[1], dy, x, &batch, gamma, &resources));
     put(first.data, matrix);
     put(sums[0], vector);
     put(sums[1], vector);
-    check(cbn_inference(&first, &fixed, &x, gamma, beta, eps, &none, &resources));
+    check(cbn_inference(&first, &fixed, x, gamma, beta, eps, &none, &resources));
     put(first.data, matrix);
-    check(
-        cbn_inference_backward(&first, sums[0], sums[1], &fixed, &dy, &x, gamma, eps, &resources));
+    check(cbn_inference_backward(&first, sums[0], sums[1], &fixed, dy, x, gamma, eps, &resources));
     put(first.data, matrix);
     put(sums[0], vector);
     put(sums[1], vector);
     if (plain) {
-        check(cbn_jvp(&first, &x_dot, &x, &batch, gamma, gamma_dot, beta_dot, &resources));
+        check(cbn_jvp(&first, x_dot, x, &batch, gamma, gamma_dot, beta_dot, &resources));
         put(first.data, matrix);
-        check(cbn_double_backward(&first, &second, sums[0], &x_dot, &dy, &x, &batch, gamma,
-                                  gamma_dot, beta_dot, &resources));
+        check(cbn_double_backward(&first, &second, sums[0], x_dot, dy, x, &batch, gamma, gamma_dot,
+                                  beta_dot, &resources));
         put(first.data, matrix);
         put(second.data, matrix);
         put(sums[0], vector);
