@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
-import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -35,32 +35,20 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(path))  # of a link, what it leads to
     if target.exists() and not target.is_file():
         raise cannot_write(path, "expected a regular file or a new name")
+    # The name is known before there is a file, lest a signal come between.
+    other = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        file = tempfile.NamedTemporaryFile(
-            dir=target.parent, prefix=f".{target.name}.", suffix=".tmp", delete=False
-        )
-    except OSError as error:
-        raise cannot_write(path, error.strerror) from None
-    try:
-        with file:
-            os.chmod(file.name, _permissions(target))
+        with open(other, "xb") as file:
+            if target.exists():
+                os.chmod(other, target.stat().st_mode & 0o777)
             yield file
-        os.replace(file.name, target)
+        os.replace(other, target)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            os.unlink(file.name)
+            other.unlink()
         if isinstance(error, OSError):
             raise cannot_write(path, error.strerror or error) from None
         raise
-
-
-def _permissions(target: Path) -> int:
-    """Those of the file that is replaced, or of any new one."""
-    if target.exists():
-        return target.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 @contextlib.contextmanager
