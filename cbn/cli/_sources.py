@@ -173,7 +173,10 @@ class Npy(Source):
         view, place = memoryview(buffer)[:size], self.start + first * self.dtype.itemsize
         done = 0
         while done < size:
-            read = self._read_at(view[done:], place + done)
+            try:
+                read = self._read_at(view[done:], place + done)
+            except OSError as error:
+                raise self.error(error.strerror) from None
             if not read:
                 raise self.error("the file has become shorter")
             done += read
