@@ -1,0 +1,103 @@
+"""Every `raise` in cbn has an example that reaches it, and a text of one form.
+
+The text names the argument, what was expected and what was given: "name: expected ..., got ...".
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+import cbn
+from error_examples import EXAMPLES
+
+ROOT = Path(cbn.__file__).parent
+FORM = re.compile(r"[\w .=-]+: expected .+, got .+", flags=re.DOTALL)
+
+# What others have said first, what only a command says, and what is no mistake of the caller's.
+OTHER_FORMS = [
+    r"Expected more than 1 value per channel when training, got input size .*",  # PyTorch's
+    r'Invalid forward batchnorm mode ".*"',  # the course's
+    r"(activation|residual): expected None with out=x, since backward works from y then",
+    r"sample_weight: expected finite values >= 0, got others",
+    r".* is not installed.*",
+    r"(\S+: )?not enough memory.*",
+    r"--\w+: cannot (read|write) '.*': .*",
+    r"oneDNN: \w+ returns status \d+",
+    r"expected .+, got .+",  # argparse names the option
+    r"expected a \.npy file",  # part of a longer text
+    r"x: channel \d+ is constant and eps is 0, where batch norm has no derivative",
+    r"2",  # the exit status, after the text
+]
+
+
+@functools.cache
+def raises():
+    """File and lines of every raise statement with an exception."""
+    return {
+        (path, node.lineno, node.end_lineno)
+        for path in sorted(ROOT.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Raise) and node.exc is not None
+    }
+
+
+def site(error):
+    """The raise statements that an exception went through: its own, and those that raised it on."""
+    found = set()
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            found.add((Path(trace.tb_frame.f_code.co_filename), trace.tb_lineno))
+            trace = trace.tb_next
+        error = error.__cause__ or error.__context__
+    return found
+
+
+@pytest.fixture(scope="module")
+def reached():
+    return set()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_text_of(name, reached, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((Exception, SystemExit)) as caught:
+        EXAMPLES[name](monkeypatch)
+    monkeypatch.undo()
+    assert not isinstance(caught.value, AssertionError | AttributeError | NameError)
+    text = str(caught.value)
+    assert FORM.fullmatch(text) or any(
+        re.fullmatch(other, text, flags=re.DOTALL) for other in OTHER_FORMS
+    ), text
+    sites = site(caught.value)
+    reached.update(
+        (path, first, last)
+        for path, first, last in raises()
+        if any((path, line) in sites for line in range(first, last + 1))
+    )
+
+
+def test_every_raise_has_an_example(reached):
+    """A new one needs an entry in error_examples.py. Runs after the examples."""
+    if not reached:
+        pytest.skip("the examples were not run")
+    missing = sorted(raises() - reached)
+    shown = [
+        f"{path}:{line}: {path.read_text().splitlines()[line - 1]}" for path, line, _ in missing
+    ]
+    assert not missing, "\n".join(shown)
+
+
+def test_the_compiled_module_raises_nothing_that_a_caller_causes():
+    """Beside MemoryError only what says that the library is wrong."""
+    for name in ("_core.pyx", "_plain.pxi"):
+        path = Path(__file__).resolve().parents[1] / "cbn" / name
+        for raised in re.findall(r"^\s*raise (\w+)\((.*)", path.read_text(encoding="utf-8"), re.M):
+            assert raised[0] == "MemoryError" or (
+                raised[0] == "RuntimeError" and '"cbn: ' in raised[1]
+            ), raised
