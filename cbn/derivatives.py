@@ -72,6 +72,13 @@ def batch_norm_inference_cache(
     ------
     ValueError, TypeError
         As `batch_norm_inference`.
+
+    Examples
+    --------
+    >>> import cbn
+    >>> cache = cbn.batch_norm_inference_cache([[5.0]], mean=[1.0], var=[4.0], eps=0)
+    >>> cbn.batch_norm_jvp([[3.0]], cache)
+    array([[1.5]])
     """
     x = _check.real_array("x", x)
     axis = _check.batch(x, axis)
@@ -123,6 +130,15 @@ def batch_norm_jvp(
     ------
     ValueError, TypeError
         A wrong shape, length or dtype, cache of another type.
+
+    Examples
+    --------
+    >>> import numpy as np, cbn
+    >>> y, cache = cbn.batch_norm_forward(np.array([[1.0], [2.0], [3.0]]), eps=0)
+    >>> cbn.batch_norm_jvp([[1.0], [1.0], [1.0]], cache, beta_dot=[0.5])  # x and beta move
+    array([[0.5],
+           [0.5],
+           [0.5]])
     """
     _check.plain_cache(cache, BatchNormCache)
     channels = cache._stats.shape[1]
@@ -174,6 +190,18 @@ def batch_norm_double_backward(
     ------
     ValueError, TypeError
         A wrong shape, length or dtype, cache of another type.
+
+    Examples
+    --------
+    The gradients of the penalty sum(dx**2) / 2, where dx is proportional to gamma:
+
+    >>> import numpy as np, cbn
+    >>> x, dy, gamma = np.array([[1.0], [3.0], [8.0]]), np.array([[1.0], [0.0], [2.0]]), [4.0]
+    >>> y, cache = cbn.batch_norm_forward(x, gamma)
+    >>> dx, _, _ = cbn.batch_norm_backward(dy, cache)
+    >>> g_dy, g_x, g_gamma = cbn.batch_norm_double_backward(dx, dy, cache)
+    >>> np.allclose(g_gamma, np.sum(dx**2) / 4)
+    True
     """
     _check.plain_cache(cache, BatchNormCache)
     channels = cache._stats.shape[1]
@@ -216,6 +244,14 @@ def batch_norm_backward_staged(
     ------
     ValueError, TypeError
         As `batch_norm_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np, cbn
+    >>> y, cache = cbn.batch_norm_forward(np.array([[1.0], [3.0]]), eps=0)
+    >>> staged = cbn.batch_norm_backward_staged([[1.0], [0.0]], cache)
+    >>> staged.dvar, staged.dmean
+    (array([0.5]), array([-1.]))
     """
     _check.plain_cache(cache, BatchNormCache)
     dy = _check.same_shape("dy", dy, cache.x.shape)
@@ -263,6 +299,15 @@ def batch_norm_jacobian(cache: BatchNormCache) -> NDArray:
     ------
     TypeError
         cache of another type.
+
+    Examples
+    --------
+    >>> import numpy as np, cbn
+    >>> y, cache = cbn.batch_norm_forward(np.array([[0.0], [4.0], [8.0]]), eps=32 / 3)
+    >>> cbn.batch_norm_jacobian(cache)[0].round(4)
+    array([[ 0.0902, -0.0722, -0.018 ],
+           [-0.0722,  0.1443, -0.0722],
+           [-0.018 , -0.0722,  0.0902]])
     """
     _check.plain_cache(cache, BatchNormCache)
     x = _rows(cache)

@@ -33,7 +33,7 @@ def into_linear(
         Of any real floating dtype.
     bias : array_like, shape (out,), or None
     mean, var : array_like, shape (out,)
-        Statistics, as for `batch_norm_inference`.
+        Statistics, as for `cbn.batch_norm_inference`.
     gamma, beta : array_like, shape (out,), optional
     eps : float
 
@@ -66,7 +66,7 @@ def into_conv(
 
     Parameters
     ----------
-    weight : array_like, shape (out, in/groups, *k)
+    weight : array_like, shape (out, in/groups, ...)
     bias, mean, var, gamma, beta, eps
         As for `into_linear`.
 
@@ -98,7 +98,7 @@ def into_conv_transpose(
 
     Parameters
     ----------
-    weight : array_like, shape (in, out/groups, *k)
+    weight : array_like, shape (in, out/groups, ...)
     bias, mean, var, gamma, beta, eps
         As for `into_linear`.
     groups : int

@@ -217,6 +217,15 @@ def batch_norm_backward(
         dy not of x's shape, a bad `out` (see `batch_norm_forward`), num_threads < 1.
     TypeError
         cache of another type, dy of a complex, object or string dtype.
+
+    Examples
+    --------
+    >>> import numpy as np, cbn
+    >>> y, cache = cbn.batch_norm_forward(np.array([[1.0], [2.0], [3.0]]), eps=0)
+    >>> cbn.batch_norm_backward([[1.0], [0.0], [2.0]], cache)[0].round(3)
+    array([[ 0.612],
+           [-1.225],
+           [ 0.612]])
     """
     _check.cache(cache, BatchNormCache)
     x, options = cache.x, cache._options
@@ -280,6 +289,12 @@ def batch_norm_inference(
     ------
     ValueError, TypeError
         As `batch_norm_forward`, and for a negative var.
+
+    Examples
+    --------
+    >>> import numpy as np, cbn
+    >>> cbn.batch_norm_inference(np.array([[5.0, 6.0]]), mean=[1, 2.0], var=[4.0, 16.0], eps=0)
+    array([[2., 1.]])
     """
     if (
         (mask is residual is activation is None)
@@ -350,6 +365,12 @@ def batch_norm_inference_backward(
     ------
     ValueError, TypeError
         As `batch_norm_inference`, and for dy not of x's shape.
+
+    Examples
+    --------
+    >>> import numpy as np, cbn
+    >>> cbn.batch_norm_inference_backward([[3.0]], [[5.0]], [1.0], [4.0], [10.0], eps=0)
+    (array([[15.]]), array([6.]), array([3.]))
     """
     if ((axis is None or _plain_axis(axis)) and type(eps) is float and 0 <= eps < inf) and (
         num_threads is None or _plain_threads(num_threads)
@@ -395,6 +416,13 @@ def lengths_to_mask(lengths: ArrayLike, max_length: int | None = None) -> NDArra
         Negative lengths, or longer ones than max_length.
     TypeError
         Lengths that are not integers, or not 1-D.
+
+    Examples
+    --------
+    >>> import cbn
+    >>> cbn.lengths_to_mask([2, 3])
+    array([[ True,  True, False],
+           [ True,  True,  True]])
     """
     lengths, max_length = _check.lengths(lengths, max_length)
     return np.arange(max_length) < lengths[:, None]

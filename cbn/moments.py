@@ -257,11 +257,15 @@ class BackwardSums(Mergeable):
     >>> x, dy = np.array([[1.0], [3.0], [8.0]]), np.array([[1.0], [0.0], [2.0]])
     >>> m = cbn.Moments.from_batch(x)
     >>> s = cbn.BackwardSums(0, [0.0], [0.0])
-    >>> for part in (slice(0, 2), slice(2, 3)):
-    ...     cache = cbn.batch_norm_normalize(x[part], m)[1]
+    >>> parts = slice(0, 2), slice(2, 3)
+    >>> caches = [cbn.batch_norm_normalize(x[part], m)[1] for part in parts]
+    >>> for part, cache in zip(parts, caches):
     ...     s = s.merge(cbn.BackwardSums.from_batch(dy[part], cache))
     >>> s.count, s.sum_dy
     (3, array([3.]))
+    >>> dx, _, _ = cbn.batch_norm_backward_apply(dy[parts[0]], caches[0], s)
+    >>> np.allclose(dx, cbn.batch_norm_backward(dy, cbn.batch_norm_forward(x)[1])[0][parts[0]])
+    True
     """
 
     __slots__ = ()

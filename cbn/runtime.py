@@ -83,7 +83,7 @@ _scoped: contextvars.ContextVar[int | None] = contextvars.ContextVar("cbn_thread
 
 
 def get_num_threads() -> int:
-    """The number of threads that a call without `num_threads=` may use.
+    """The number of threads that a call without ``num_threads=`` may use.
 
     The first that is set of: the innermost ``with num_threads(n)``, ``set_num_threads(n)``, the
     environment variable CBN_NUM_THREADS, OMP_NUM_THREADS; else the smallest of the CPUs this
@@ -96,6 +96,13 @@ def get_num_threads() -> int:
     Returns
     -------
     int
+
+    Examples
+    --------
+    >>> import cbn
+    >>> with cbn.num_threads(1):
+    ...     cbn.get_num_threads()
+    1
     """
     count = _scoped.get() or _global or _environment_threads
     if count is not None:

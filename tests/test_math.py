@@ -6,7 +6,11 @@ import inspect
 import re
 from pathlib import Path
 
+import numpy as np
+
+from cases import generator, within
 from cbn import reference
+from tolerances import dx_bound
 
 MATH = Path(__file__).resolve().parents[1] / "docs" / "math.md"
 
@@ -39,3 +43,14 @@ def test_the_table_of_homes_is_complete():
         if inspect.isfunction(value) and value.__module__ == "cbn.reference" and name[0] != "_"
     }
     assert public <= set(re.findall(r"`([a-z_]+)`", homes))
+
+
+def test_the_line_of_numpy():
+    (line,) = re.findall(r"```python\n(.*?)```", MATH.read_text(encoding="utf-8"), re.DOTALL)
+    x, dy = generator("the line of numpy").standard_normal((2, 7, 3))
+    gamma = np.array([0.5, 1.0, 2.0])
+    _, cache = reference.forward(x, gamma)
+    letters = {"N": 7, "gamma": gamma, "invstd": cache.invstd, "xhat": cache.xhat, "dy": dy}
+    exec(line, {}, letters)
+    dx = reference.backward_staged(dy, cache).dx
+    within(letters["dx"], dx, dx_bound(np.float64, dy, cache.xhat, gamma, cache.invstd))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import doctest
-
 import ml_dtypes
 import numpy as np
 import pytest
 
 import cbn
 from cases import DTYPES, generator, same_bytes, within
-from cbn import Moments, moments, reference, update_running_stats
+from cbn import Moments, reference, update_running_stats
 from cbn.moments import inverse_std, renormalization
 from tolerances import u
 
@@ -177,11 +175,6 @@ def test_one_value_has_no_unbiased_variance():
     with pytest.raises(ValueError, match="^correction: expected less than .* 1, got 1"):
         update_running_stats(mean, var, batch_moments(rows=1))
     assert update_running_stats(mean, var, batch_moments(rows=1), correction=0)
-
-
-def test_the_examples_of_the_docstrings():
-    outcome = doctest.testmod(moments)
-    assert outcome.attempted > 5 and outcome.failed == 0
 
 
 # What else is made of them ------------------------------------------------------------------------
