@@ -33,11 +33,19 @@ static int cpu_has_avx512(void)
     return cpu_has_avx2() && system_saves(0xe6) && has(7, 1, f | dq | cd | bw | vl);
 }
 #elif CBN_X86_64
+#include <cpuid.h>
+
+/* Not every compiler's __builtin_cpu_supports knows the name: clang 14's does not. */
+static int cpu_has_f16c(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
+}
+
 static int cpu_has_avx2(void)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c();
 }
 
 static int cpu_has_avx512(void)

@@ -38,7 +38,7 @@ CBN_INLINE void cbn_stream_end(void) {}
 /* Any number of bytes; broken lines at the ends are stored as usual. */
 CBN_UNUSED static void cbn_stream(char *to, const char *from, size_t size)
 {
-    const size_t to_line = (size_t)(-(uintptr_t)to % CBN_LINE_BYTES);
+    const size_t to_line = (size_t)((0 - (uintptr_t)to) % CBN_LINE_BYTES);
     size_t i = to_line < size ? to_line : size;
     memcpy(to, from, i);
     for (; i + CBN_LINE_BYTES <= size; i += CBN_LINE_BYTES) {
