@@ -98,6 +98,42 @@ def test_build_config():
         assert set(CONFIG["isa_flags"]["avx2"]) < set(CONFIG["isa_flags"]["avx512"])
 
 
+def workflows() -> dict[str, str]:
+    folder = ROOT / ".github" / "workflows"
+    if not folder.is_dir():
+        pytest.skip("an sdist has no workflows")
+    return {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.yml")}
+
+
+def test_actions_are_pinned_by_hash():
+    uses = [line for text in workflows().values() for line in re.findall(r"uses: (.*)", text)]
+    assert len(uses) > 8
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", use) for use in uses)
+
+
+def test_only_the_publishing_job_may_ask_for_an_identity():
+    texts = workflows()
+    assert not any("id-token" in text for name, text in texts.items() if name != "wheels.yml")
+    before, publish = texts["wheels.yml"].split("\n  publish:\n")
+    assert "id-token: write" in publish and "id-token" not in before
+    assert "secrets." not in "".join(texts.values())
+
+
+def test_wheels_are_built_for_every_python_of_the_classifiers():
+    project, wheels = PYPROJECT["project"], PYPROJECT["tool"]["cibuildwheel"]
+    versions = re.findall(r"Python :: 3\.(\d+)", "\n".join(project["classifiers"]))
+    assert {f"cp3{version}-*" for version in versions} <= set(wheels["build"])
+    assert all((ROOT / source).exists() for source in wheels["test-sources"])
+    assert wheels["macos"]["environment"] == {"CBN_NO_OPENMP": "1"}
+
+
+def test_the_licence_of_the_bundled_runtime_is_installed():
+    files = [str(path) for path in metadata.files("cbn") or []]
+    text = (ROOT / "licenses" / "libgomp.txt").read_text(encoding="utf-8")
+    assert any(name.endswith("licenses/libgomp.txt") for name in files)
+    assert "GCC RUNTIME LIBRARY EXCEPTION" in text and "GNU GENERAL PUBLIC LICENSE" in text
+
+
 def build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Compile into `folder`, leaving the source folder alone."""
     arguments = ["-q", "build_ext", "--build-lib", folder / "lib", "--build-temp", folder / "temp"]
