@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 from pathlib import Path
 
@@ -62,12 +63,16 @@ html_copy_source = False
 copybutton_exclude = ".linenos, .gp, .go"
 
 
+PATTERN = re.compile(r"\w+\*\n")
+
+
 def drop_missing(app, docname: str, source: list[str]) -> None:
     """Leave a pattern that no page matches out of the table of contents."""
     if docname == "index":
         lines = source[0].splitlines(keepends=True)
-        pages = {line: not line.endswith("*\n") or any(DOCS.glob(line.strip())) for line in lines}
-        source[0] = "".join(line for line in lines if pages[line])
+        source[0] = "".join(
+            line for line in lines if not PATTERN.fullmatch(line) or any(DOCS.glob(line.strip()))
+        )
 
 
 def setup(app) -> None:
