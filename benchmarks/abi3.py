@@ -15,6 +15,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCES = (
+    *("cbn", "src_c", "benchmarks", "licenses"),
+    *("setup.py", "pyproject.toml", "README.md", "LICENSE"),
+)
 ROUNDS = 5
 
 LIMITED = """
@@ -47,7 +51,7 @@ print(json.dumps({name: min(timeit.repeat(f, number=2000, repeat=10)) / 2e-3
 def build(folder: Path, limited: bool) -> None:
     """A copy of cbn in `folder`, with an extension of either kind."""
     source = folder / "source"
-    for name in ("cbn", "src_c", "benchmarks", "setup.py", "pyproject.toml", "README.md"):
+    for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         source.mkdir(exist_ok=True, parents=True)
         copy(ROOT / name, source / name)
