@@ -4,7 +4,9 @@ cbn/_floor, which only `cbn bench` uses, is made of benchmarks/ in the same way.
 
 Each file of src_c/isa is one instruction-set tier and gets its own flags. Environment:
 CBN_NO_OPENMP=1 builds without OpenMP, CBN_WERROR=1 makes warnings about src_c errors,
-CIBUILDWHEEL=1 refuses to go on when OpenMP was not opted out of and does not work.
+CBN_SANITIZE=address,undefined builds with these sanitizers of the compiler, CBN_COVERAGE=1 counts
+the lines that run (gcov, Cython's linetrace), CIBUILDWHEEL=1 refuses to go on when OpenMP was not
+opted out of and does not work.
 """
 
 from __future__ import annotations
@@ -38,6 +40,9 @@ GNU = {
     ],
     "cython": ["-fvisibility=hidden", "-g0"],
     "werror": ["-Werror", "-Wstack-usage=8192"],
+    # A finding ends the process.
+    "sanitize": ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"],
+    "coverage": ["--coverage", "-O0"],
     "avx2": GNU_AVX2,
     "avx512": [*GNU_AVX2, *GNU_AVX512, "-mprefer-vector-width=512"],
     "openmp": {"compile": ["-fopenmp"], "link": ["-fopenmp"]},
@@ -110,16 +115,19 @@ class BuildExt(build_ext):
         self.copy_file("src_c/cbn.h", os.path.join(self.build_lib, *HEADER))
 
     def build_extension(self, ext):
-        flags = [*self.toolchain["c"], *self.openmp["compile"]]
+        checks = self.check_flags()
+        flags = [*self.toolchain["c"], *self.openmp["compile"], *checks]
         if switched_on("CBN_WERROR"):
             flags += filter(self.knows, self.toolchain["werror"])
+            if checks:  # which take stack of their own
+                flags.append("-Wno-error=stack-usage=")
         folder = ext.include_dirs[0]
         ext.extra_objects = self.compile_c(sorted(map(str, Path(folder).glob("*.c"))), flags)
         if ext.name == "cbn._core":
             for tier, tier_flags in self.isa_flags().items():
                 ext.extra_objects += self.compile_c([f"src_c/isa/{tier}.c"], [*flags, *tier_flags])
-        ext.extra_compile_args = self.toolchain["cython"]
-        ext.extra_link_args = self.openmp["link"]
+        ext.extra_compile_args = [*self.toolchain["cython"], *checks]
+        ext.extra_link_args = [*self.openmp["link"], *checks]
         ext.libraries = self.toolchain["libraries"]
         super().build_extension(ext)
 
@@ -132,6 +140,21 @@ class BuildExt(build_ext):
         return self.compiler.compile(
             sources, output_dir=self.build_temp, include_dirs=["src_c"], extra_postargs=flags
         )
+
+    def check_flags(self):
+        """Flags of a build that watches what runs."""
+        flags = []
+        names = os.environ.get("CBN_SANITIZE", "")
+        if names:
+            flags += [f"-fsanitize={names}", *self.check_toolchain("CBN_SANITIZE", "sanitize")]
+        if switched_on("CBN_COVERAGE"):
+            flags += self.check_toolchain("CBN_COVERAGE", "coverage")
+        return flags
+
+    def check_toolchain(self, variable, key):
+        if key not in self.toolchain:
+            raise CompileError(f"{variable}: expected gcc or clang, got {self.command()[0]}")
+        return self.toolchain[key]
 
     def isa_flags(self):
         return {tier: self.toolchain.get(tier, []) for tier in TIERS.get(machine(), ["baseline"])}
@@ -192,7 +215,7 @@ class BuildExt(build_ext):
             "compiler": {
                 "command": " ".join(self.command()),
                 "version": self.compiler_version(),
-                "flags": self.toolchain["c"],
+                "flags": [*self.toolchain["c"], *self.check_flags()],
             },
             "openmp": {"enabled": self.openmp["compile"] != [], "flags": self.openmp["compile"]},
             "isa_flags": self.isa_flags(),
@@ -242,6 +265,9 @@ def extension(name, source, c_folder):
     )
     ext.cython_c_in_temp = True
     ext.cython_directives = DIRECTIVES
+    if switched_on("CBN_COVERAGE"):
+        ext.cython_directives = {**DIRECTIVES, "linetrace": True}
+        ext.define_macros.append(("CYTHON_TRACE", "1"))
     return ext
 
 
