@@ -254,11 +254,12 @@ static int apart(const operation *op) { return in_place(op) || op->stream; }
 static void inference_backward_piece(const operation *op, const cbn_piece *piece,
                                      double *const results[])
 {
+    const cbn_output none = {.data = NULL};
     cbn_channels channels = channels_at(op, piece->at);
     channels.scale = coefficient(op, SCALE, piece->at);
-    op->kernels->backward_sums(
-        results[0], results[1], apart(op) ? (cbn_output){.data = NULL} : output_of(op, OUT, piece),
-        input_of(op, DY, piece), input_of(op, X, piece), piece->tile, &channels);
+    op->kernels->backward_sums(results[0], results[1], apart(op) ? none : output_of(op, OUT, piece),
+                               input_of(op, DY, piece), input_of(op, X, piece), piece->tile,
+                               &channels);
 }
 
 /* Over dy or x itself dx is normalize with a mean of zero, after the sums: those that float32

@@ -124,7 +124,8 @@ CBN_UNUSED static void CBN_NAME(normalize)(cbn_output y, cbn_input x, cbn_tile t
 {
 #ifdef CBN_WIDE
     cbn_channels rest = *channels;
-    cbn_finish with = finish == NULL ? (cbn_finish){.relu = 0} : *finish;
+    const cbn_finish nothing = {.relu = 0};
+    cbn_finish with = finish == NULL ? nothing : *finish;
     for (ptrdiff_t left = cbn_channels_of(&tile), count; left > 0; left -= count) {
         int wide;
         count = cbn_alike(&wide, &rest, left);
