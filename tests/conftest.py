@@ -18,9 +18,11 @@ from tiers import required_tiers
 TESTS = Path(__file__).resolve().parent
 VARIABLES = ("CBN_NUM_THREADS", "CBN_ISA", "OMP_NUM_THREADS")
 
-# Derandomized: a change fails for what it changes and not by luck.
-settings.register_profile("cbn", derandomize=True, deadline=None, database=None)
-settings.load_profile("cbn")
+# ci is derandomized: a change fails for what it changes and not by luck. deep takes hours: chosen by
+# --hypothesis-profile=deep, or CBN_HYPOTHESIS=deep.
+settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+settings.register_profile("deep", max_examples=1_000_000, deadline=None, database=None)
+settings.load_profile(os.environ.get("CBN_HYPOTHESIS") or "ci")
 
 
 def pytest_generate_tests(metafunc):

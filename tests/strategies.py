@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from cases import Batch
@@ -11,6 +12,12 @@ from cases import Batch
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 SEEDS = st.integers(0, 2**32 - 1)
 SHAPES = st.lists(st.integers(1, 6), min_size=2, max_size=5).map(tuple)
+
+
+def examples(count):
+    """That many examples, or as many as a profile asks for that looks further than usual."""
+    asked = settings().max_examples
+    return settings(max_examples=asked if asked > 100 else count)
 
 
 @st.composite

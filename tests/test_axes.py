@@ -8,13 +8,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import cbn
 import option_reference as reference
 from cases import Batch, everything, generator, same_bytes
-from strategies import FLOATS, batches, layouts
+from strategies import FLOATS, batches, examples, layouts
 
 AXES = {
     "NC": ((37, 6), 1),
@@ -153,7 +153,7 @@ def test_broadcast_inputs(shape, axis, dtype, kept):
     same_bytes(everything(b, axis=axis), everything(laid(b, np.ascontiguousarray), axis=axis))
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(data=st.data())
 def test_any_layout(data):
     b, axis = data.draw(batches())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import cbn
 import exact
 from cases import BLOCK_ROWS, Batch, check_training, generator, same_bytes, within
+from strategies import examples
 from tolerances import dx_bound
 
 COLS = [1, 2, 3, 15, 16, 17, 64, 65, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025]
@@ -130,7 +131,7 @@ def test_inference_scales(shape, dtype):
     same_bytes(dx, b.dy * scale)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(
     rows=st.integers(2, 100),
     ratio=st.integers(0, 20),

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import cbn
@@ -22,6 +22,7 @@ from cases import (
     within,
 )
 from cbn import reference
+from strategies import examples
 from tolerances import dbeta_bound, dgamma_bound, dx_bound
 
 
@@ -146,7 +147,7 @@ def test_the_sums_do_not_depend_on_gamma(dtype):
             assert np.array_equal(found, right)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(
     rows=st.integers(2, 150),
     power=st.integers(-60, 60),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import cbn
 import exact
 from cases import BLOCK_ROWS, check_forward, generator, reference_forward, within
+from strategies import examples
 from tolerances import mean_bound, var_bound
 
 # From 32768 rows on a chunk has more than 512 of them; 64 chunks at most.
@@ -151,7 +152,7 @@ WIDTH = {np.float32: 32, np.float64: 64}
 LIMIT = {np.float32: None, np.float64: 1e150}  # the squares must be float64 themselves
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(data=st.data())
 def test_any_finite_values(data):
     dtype = data.draw(st.sampled_from([np.float32, np.float64]))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import cbn
 import exact
 from cases import BLOCK_ROWS, Batch, check_forward, check_inference, generator, same_bytes, within
+from strategies import examples
 from tolerances import y_bound
 
 COLS = [1, 2, 3, 15, 16, 17, 64, 65, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025]
@@ -119,7 +120,7 @@ def signed(low, high):
     return st.builds(lambda sign, value: sign * value, st.sampled_from([-1.0, 1.0]), size)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     std=st.floats(-18, 18).map(lambda e: 10.0**e),
     gamma=signed(-15, 15),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import cbn
 import exact
 from cases import Batch, everything, same_bytes, within
+from strategies import examples
 from tolerances import dgamma_bound, dx_bound
 
 DTYPES = st.sampled_from([np.float32, np.float64])
@@ -95,7 +96,7 @@ def test_threads(b, threads):
     same_bytes(everything(b, num_threads=threads), everything(b, num_threads=1))
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(rows=st.integers(4000, 40000), cols=st.integers(1, 60), threads=st.integers(2, 8), key=SEEDS)
 def test_threads_on_larger_batches(rows, cols, threads, key):
     b = Batch((rows, cols), np.float32, key=key)
