@@ -18,8 +18,8 @@ from tiers import required_tiers
 TESTS = Path(__file__).resolve().parent
 VARIABLES = ("CBN_NUM_THREADS", "CBN_ISA", "OMP_NUM_THREADS")
 
-# ci is derandomized: a change fails for what it changes and not by luck. deep takes hours: chosen by
-# --hypothesis-profile=deep, or CBN_HYPOTHESIS=deep.
+# ci is derandomized: a change fails for what it changes and not by luck. deep takes hours: chosen
+# by --hypothesis-profile=deep, or CBN_HYPOTHESIS=deep.
 settings.register_profile("ci", derandomize=True, deadline=None, database=None)
 settings.register_profile("deep", max_examples=1_000_000, deadline=None, database=None)
 settings.load_profile(os.environ.get("CBN_HYPOTHESIS") or "ci")
