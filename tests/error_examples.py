@@ -6,13 +6,15 @@ An example takes pytest's monkeypatch.
 from __future__ import annotations
 
 import builtins
+import io
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 import cbn
-from cbn import BatchNorm, Moments, _check, fold, gradcheck, moments, runtime
+from cbn import BatchNorm, Moments, _check, _check_state, fold, gradcheck, moments, runtime
 from cbn.cli import _onednn, _options, _parser, accuracy, bench, check
 from cbn.interop import cs231n
 
@@ -158,10 +160,12 @@ ARRAYS = {
 
 
 def changed_cache():
-    x = X.copy()
-    cache = FORWARD(x)[1]
-    cache.x = X.T
-    cbn.batch_norm_backward(X.T, cache)
+    x = np.array(X)
+    _, cache = FORWARD(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        cache.x.shape = (4, 6)
+    cbn.batch_norm_backward(np.ones((4, 6)), cache)
 
 
 def wrong_setting(monkeypatch):
@@ -256,4 +260,30 @@ COMMANDS = {
     "accuracy, no memory": out_of_memory(accuracy, "make", command("accuracy", "--peers", "none")),
     "accuracy, a peer": no_version(accuracy.PEERS, "torch", lambda _: accuracy._peers("torch")),
 }
-EXAMPLES = ARRAYS | STATE | OTHERS | COMMANDS
+
+
+def file_of(save):
+    def example(_):
+        file = io.BytesIO()
+        save(file)
+        file.seek(0)
+        Moments.load(file)
+
+    return example
+
+
+MERGEABLE = {
+    "buffer of another dtype": lambda _: Moments.from_buffer(np.ones(4, np.float32)),
+    "buffer of another length": lambda _: Moments.from_buffer(np.ones(3)),
+    "file of no archive": file_of(lambda file: file.write(b"text")),
+    "file of one array": file_of(lambda file: np.save(file, X)),
+    "file of other arrays": file_of(lambda file: np.savez(file, x=X)),
+    "moments of no batches": lambda _: Moments.from_batches([]),
+    "parts of other counts": lambda _: Moments.concatenate([M, Moments.from_batch(X[:3])]),
+    "one value on all ranks": lambda _: _check_state.several_values_of_all(1, 4),
+    "renorm beside a communicator": lambda _: _check_state.without_renorm({"renorm": True}),
+    "moments of given statistics": lambda _: Moments.from_cache(
+        cbn.batch_norm_inference_cache(X, ONES, ONES)
+    ),
+}
+EXAMPLES = ARRAYS | STATE | OTHERS | COMMANDS | MERGEABLE
