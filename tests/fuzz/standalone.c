@@ -1,14 +1,16 @@
-/* The fuzzer's harness without a fuzzer, for the other tools: standalone COUNT [FILE...] feeds it
- * the files, then COUNT inputs of random bytes. */
+/* The fuzzer's harness without a fuzzer, for the other tools: standalone COUNT [FILE...] checks the
+ * contract, then feeds the harness the files and COUNT inputs of random bytes. */
 #include "bytes.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+void check_contract(void);
 
 int main(int count, char **words)
 {
     enum { MOST = 512 };
     uint8_t data[MOST];
     const long wanted = count > 1 ? atol(words[1]) : 0;
+    check_contract();
     for (int i = 2; i < count; ++i) {
         FILE *const file = fopen(words[i], "rb");
         if (file == NULL) {
