@@ -80,7 +80,10 @@ def test_pages(path, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", modules())
 def test_docstrings(name):
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:  # a bridge without what it leads to
+        pytest.skip(str(error))
     for test in doctest.DocTestFinder(exclude_empty=True).find(module):
         run(test)
 
