@@ -195,6 +195,45 @@ def plain_inference_backward(
     threads: _Threads,
 ) -> tuple[_Array, _Array | None, _Array] | None: ...
 def put(to: _Array, values: _Array) -> None: ...
+
+tensor_dtypes: dict[str, int]
+
+def tensor_forward(
+    y: int,
+    y_axes: bytes,
+    x: int,
+    x_axes: bytes,
+    dtype: int,
+    stats: int,
+    weight: int | None,
+    bias: int | None,
+    mean: int | None,
+    var: int | None,
+    wide: bool,
+    training: bool,
+    eps: float,
+    threads: int,
+) -> None: ...
+def tensor_backward(
+    dx: int,
+    dx_axes: bytes,
+    dgamma: int,
+    dbeta: int,
+    dy: int,
+    dy_axes: bytes,
+    x: int,
+    x_axes: bytes,
+    dtype: int,
+    stats: int,
+    scaled: bool,
+    wide: bool,
+    training: bool,
+    eps: float,
+    threads: int,
+) -> None: ...
+def tensor_average(
+    mean: int, var: int, stats: int, channels: int, wide: bool, count: float, momentum: float
+) -> None: ...
 def choose_isa() -> str | None: ...
 def chosen_isa() -> str | None: ...
 def isa_tier(index: int) -> tuple[str, bool] | None: ...

@@ -7,6 +7,7 @@ Statistics are one C-contiguous (4, D) float64 array with the rows mean, mean_lo
 """
 cimport cython
 cimport numpy as cnp
+from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pycapsule cimport PyCapsule_New
 from libc.string cimport memcpy, memset
@@ -335,6 +336,7 @@ def double_backward(g_dy, g_x, double[::1] g_gamma not None, ddx, dy, x,
 
 
 include "_plain.pxi"
+include "_tensors.pxi"
 
 
 def put(cnp.ndarray to not None, cnp.ndarray values not None):

@@ -43,12 +43,18 @@ cdef extern from "cbn.h" nogil:
     const char *cbn_status_text(cbn_status status)
     cbn_status cbn_set_view(cbn_array *array, int ndim, const Py_ssize_t *shape,
                             const Py_ssize_t *strides, int axis)
+    cbn_status cbn_set_tensor_view(cbn_array *array, int ndim, const Py_ssize_t *shape,
+                                   const Py_ssize_t *strides, int axis)
     size_t cbn_scratch_size(const cbn_array *x, const cbn_selection *selection, int threads)
     size_t cbn_plain_scratch_size(const cbn_array *x, int threads)
     size_t cbn_double_backward_scratch_size(const cbn_array *x, int threads)
 
     void cbn_to_float64(double *to, const float *source, Py_ssize_t count)
     void cbn_to_float32(float *to, const double *source, Py_ssize_t count)
+    void cbn_average_float32(float *running, const double *value, double factor, double momentum,
+                             Py_ssize_t count)
+    void cbn_average_float64(double *running, const double *value, double factor, double momentum,
+                             Py_ssize_t count)
     int cbn_any_negative(const double *values, Py_ssize_t count)
     void cbn_put(void *to, Py_ssize_t stride, const void *source, size_t size, Py_ssize_t count)
 

@@ -98,6 +98,10 @@ const char *cbn_status_text(cbn_status status);
 cbn_status cbn_set_view(cbn_array *array, int ndim, const ptrdiff_t *shape,
                         const ptrdiff_t *strides, int axis);
 
+/* The same with strides in elements of array->dtype, as tensors have them. */
+cbn_status cbn_set_tensor_view(cbn_array *array, int ndim, const ptrdiff_t *shape,
+                               const ptrdiff_t *strides, int axis);
+
 /* Bytes of scratch that a function below needs for arrays of x's sizes and a selection;
  * double backward needs more, and less will do where every array is plain rows: float32 or float64,
  * native and aligned, with inner == 1 and adjacent channels. */
@@ -108,6 +112,12 @@ size_t cbn_double_backward_scratch_size(const cbn_array *x, int threads);
 /* Parameters and their gradients of other dtypes; what float32 cannot hold is infinite. */
 void cbn_to_float64(double *to, const float *from, ptrdiff_t count);
 void cbn_to_float32(float *to, const double *from, ptrdiff_t count);
+
+/* Running statistics, (47): running = (1 - momentum) * running + momentum * (factor * value). */
+void cbn_average_float32(float *running, const double *value, double factor, double momentum,
+                         ptrdiff_t count);
+void cbn_average_float64(double *running, const double *value, double factor, double momentum,
+                         ptrdiff_t count);
 
 int cbn_any_negative(const double *values, ptrdiff_t count);
 

@@ -184,6 +184,22 @@ void cbn_to_float32(float *to, const double *from, ptrdiff_t count)
     }
 }
 
+void cbn_average_float32(float *running, const double *value, double factor, double momentum,
+                         ptrdiff_t count)
+{
+    for (ptrdiff_t j = 0; j < count; ++j) {
+        running[j] = (float)((1 - momentum) * (double)running[j] + momentum * (value[j] * factor));
+    }
+}
+
+void cbn_average_float64(double *running, const double *value, double factor, double momentum,
+                         ptrdiff_t count)
+{
+    for (ptrdiff_t j = 0; j < count; ++j) {
+        running[j] = (1 - momentum) * running[j] + momentum * (value[j] * factor);
+    }
+}
+
 int cbn_any_negative(const double *values, ptrdiff_t count)
 {
     int any = 0;

@@ -47,6 +47,22 @@ cbn_status cbn_set_view(cbn_array *array, int ndim, const ptrdiff_t *shape,
     return CBN_OK;
 }
 
+cbn_status cbn_set_tensor_view(cbn_array *array, int ndim, const ptrdiff_t *shape,
+                               const ptrdiff_t *strides, int axis)
+{
+    if (ndim < 0 || ndim > CBN_MAX_DIMS) {
+        return CBN_ERROR_SHAPE;
+    }
+    const ptrdiff_t itemsize = array->dtype == CBN_FLOAT64   ? 8
+                               : array->dtype == CBN_FLOAT32 ? 4
+                                                             : 2;
+    ptrdiff_t bytes[CBN_MAX_DIMS];
+    for (int i = 0; i < ndim; ++i) {
+        bytes[i] = strides[i] * itemsize;
+    }
+    return cbn_set_view(array, ndim, shape, bytes, axis);
+}
+
 int cbn_is_native(const cbn_array *array, size_t itemsize)
 {
     uintptr_t any = (uintptr_t)array->data | (uintptr_t)array->channel_stride;

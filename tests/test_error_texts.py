@@ -47,6 +47,11 @@ ELSEWHERE = {
     "interop/jax.py": "test_jax.py",
     "interop/onnx.py": "test_onnx_interop.py",
     "interop/sklearn.py": "test_sklearn.py",
+    "interop/torch/__init__.py": "test_packaging.py",
+    "interop/torch/_check.py": "test_interop_torch.py",
+    "interop/torch/_operators.py": "test_interop_torch_operators.py",
+    "interop/torch/conversion.py": "test_interop_torch_conversion.py",
+    "interop/torch/sync.py": "test_interop_torch_sync.py",
 }
 
 

@@ -42,5 +42,14 @@ def test_micro_batches(tmp_path):
         assert merged < 1e-12 < 1e-3 < own
 
 
+def test_torch_convert(tmp_path):
+    pytest.importorskip("torch")
+    lines = run("torch_convert.py", tmp_path, "--seconds", "0", "--threads", "1").splitlines()
+    times = [float(text) for line in lines[2:5] for text in line.split()[-3:]]
+    assert len(times) == 9 and all(0 < time for time in times)
+    theirs, ours = zip(*(map(float, line.split()[1:]) for line in lines[-4:]), strict=True)
+    assert max(ours) < 1e-6 < max(theirs)
+
+
 def test_every_example_has_a_test():
     assert all(f"test_{path.stem}" in globals() for path in EXAMPLES.glob("*.py"))

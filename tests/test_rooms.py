@@ -70,8 +70,8 @@ PYTHON_ARROWS = {
     "__main__": {"cli"},
     "cli": {"", "gradcheck", "_version"},
     "interop": {
-        *("", "functional", "derivatives", "cache", "layer", "moments", "_arrays", "_check"),
-        "_check_state",
+        *("", "functional", "derivatives", "cache", "layer", "moments", "runtime", "_arrays"),
+        *("_check", "_check_state", "_core", "_mergeable", "parts"),
     },
     "distributed": {"parts", "layer", "moments", "cache", "_check", "_check_state"},
     "layer": {"functional", "derivatives", "moments", "_check", "_check_state", "_state"},
@@ -189,7 +189,7 @@ def test_c_allocates_nothing():
 
 
 def test_core_has_no_loops():
-    for name in ("_core.pyx", "_plain.pxi"):
+    for name in ("_core.pyx", "_plain.pxi", "_tensors.pxi"):
         text = (CBN / name).read_text(encoding="utf-8")
         code = re.sub(r'"""(.|\n)*?"""|#[^\n]*|f"[^"\n]*"', "", text)
         assert not re.search(r"\b(for|while)\s", code)

@@ -69,6 +69,12 @@ typedef struct cbn_api {
                           ptrdiff_t channels);
     void (*merge_sums)(double *sum, double *low, const double *other, const double *other_low,
                        ptrdiff_t count);
+    cbn_status (*set_tensor_view)(cbn_array *array, int ndim, const ptrdiff_t *shape,
+                                  const ptrdiff_t *strides, int axis);
+    void (*average_float32)(float *running, const double *value, double factor, double momentum,
+                            ptrdiff_t count);
+    void (*average_float64)(double *running, const double *value, double factor, double momentum,
+                            ptrdiff_t count);
 } cbn_api;
 
 #ifdef CBN_API_PROVIDER
@@ -103,6 +109,9 @@ static const cbn_api cbn_api_table = {
     cbn_put,
     cbn_merge_moments,
     cbn_merge_sums,
+    cbn_set_tensor_view,
+    cbn_average_float32,
+    cbn_average_float64,
 };
 
 #else
@@ -153,6 +162,9 @@ static inline int cbn_import(void)
 #define cbn_put (cbn_imported->put)
 #define cbn_merge_moments (cbn_imported->merge_moments)
 #define cbn_merge_sums (cbn_imported->merge_sums)
+#define cbn_set_tensor_view (cbn_imported->set_tensor_view)
+#define cbn_average_float32 (cbn_imported->average_float32)
+#define cbn_average_float64 (cbn_imported->average_float64)
 
 #endif
 
