@@ -35,7 +35,7 @@ static piece piece_at(const cbn_array_access *a, ptrdiff_t position, ptrdiff_t c
 static char *locate(const cbn_access *access, ptrdiff_t position, ptrdiff_t column, ptrdiff_t cols)
 {
     const cbn_array_access *const a = (const cbn_array_access *)(const void *)access;
-    if (!a->native) {
+    if (!a->native || a->kernels->element != a->kernels->itemsize) {
         return NULL;
     }
     const piece p = piece_at(a, position, column, cols);

@@ -14,7 +14,7 @@ typedef struct cbn_array_access {
     const cbn_kernels *kernels;
     const ptrdiff_t *positions; /* NULL for all */
     ptrdiff_t run;
-    int native; /* elements can be used as they lie */
+    int native; /* cbn_is_native() */
     int dense;  /* the elements of a row touch */
 } cbn_array_access;
 

@@ -69,8 +69,7 @@ int cbn_is_native(const cbn_array *array, size_t itemsize)
     for (int i = 0; i < array->dims; ++i) {
         any |= (uintptr_t)array->strides[i];
     }
-    const int computed = array->dtype == CBN_FLOAT32 || array->dtype == CBN_FLOAT64;
-    return computed && !array->swapped && any % itemsize == 0;
+    return !array->swapped && any % itemsize == 0;
 }
 
 int cbn_is_plain_rows(const cbn_array *array, size_t itemsize)

@@ -4,11 +4,10 @@
 
 #include "cbn.h"
 
-/* Rows of adjacent channels of `itemsize` bytes that kernels take as they lie: S == 1, one row
- * stride, native and aligned float32 or float64. */
+/* Rows of adjacent channels of `itemsize` bytes: S == 1, one row stride, native elements. */
 int cbn_is_plain_rows(const cbn_array *array, size_t itemsize);
 
-/* Elements that can be read in place, if they touch. */
+/* Aligned elements in the machine's byte order. */
 int cbn_is_native(const cbn_array *array, size_t itemsize);
 
 /* Equal sizes and dtype. */

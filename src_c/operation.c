@@ -92,7 +92,8 @@ cbn_output output_of(const operation *op, int which, const cbn_piece *piece)
         const ptrdiff_t stride = o->array->strides[0], image = piece->position / op->work.run;
         const ptrdiff_t column = piece->column * (ptrdiff_t)op->kernels->itemsize;
         return (cbn_output){.data = (char *)o->array->data + image * stride + column,
-                            .stride = stride};
+                            .stride = stride,
+                            .half = op->half};
     }
     if (!op->plain) {
         return (cbn_output){.access = &o->access.access,
@@ -104,13 +105,14 @@ cbn_output output_of(const operation *op, int which, const cbn_piece *piece)
     const ptrdiff_t row = piece->position + piece->column / channels;
     const ptrdiff_t column = piece->column % channels * (ptrdiff_t)op->kernels->itemsize;
     return (cbn_output){.data = (char *)o->array->data + row * stride + column,
-                        .stride = stride * piece->step};
+                        .stride = stride * piece->step,
+                        .half = op->half};
 }
 
 cbn_input input_of(const operation *op, int which, const cbn_piece *piece)
 {
     const cbn_output o = output_of(op, which, piece);
-    return (cbn_input){o.data, o.stride, o.access, o.position, o.channel};
+    return (cbn_input){o.data, o.stride, o.half, o.access, o.position, o.channel};
 }
 
 double value_of_x(const operation *op, ptrdiff_t position, ptrdiff_t channel)
@@ -276,7 +278,7 @@ static void fit_to_arrays(operation *op)
             return;
         }
     }
-    if (x->strides[0] * op->work.lanes % CBN_LINE_BYTES == 0) {
+    if (op->half == NULL && x->strides[0] * op->work.lanes % CBN_LINE_BYTES == 0) {
         cbn_work_align(&op->work, (ptrdiff_t)((uintptr_t)x->data % CBN_LINE_BYTES) / itemsize);
     }
 }
@@ -293,6 +295,7 @@ cbn_status operation_run(operation *op, const cbn_steps *steps, int plain,
     if (op->kernels == NULL) {
         return CBN_ERROR_ISA_UNSUPPORTED;
     }
+    op->half = op->kernels->element == op->kernels->itemsize ? NULL : op->kernels;
     op->plain = selection.positions == NULL;
     for (int i = 0; i < OPERANDS; ++i) {
         const cbn_array *const array = op->operands[i].array;
@@ -301,7 +304,7 @@ cbn_status operation_run(operation *op, const cbn_steps *steps, int plain,
         }
         op->plain = op->plain && (array == NULL || cbn_is_plain_rows(array, op->kernels->itemsize));
     }
-    if (plain && !op->plain) {
+    if (plain && (!op->plain || op->half != NULL)) {
         return CBN_ERROR_LAYOUT;
     }
     const ptrdiff_t rows = selection.positions == NULL ? cbn_positions(x) : selection.count;
@@ -318,7 +321,7 @@ cbn_status operation_run(operation *op, const cbn_steps *steps, int plain,
         return CBN_OK;
     }
     op->work = cbn_work_split(rows, x->channels, selection.positions == NULL ? x->inner : 1,
-                              resources->threads, op->plain);
+                              resources->threads, op->plain && op->half == NULL);
     if (resources->scratch == NULL ||
         resources->scratch_size < operation_scratch_size(&op->work, op->partials)) {
         return CBN_ERROR_SCRATCH;

@@ -25,7 +25,8 @@ typedef struct operation {
     cbn_work work;
     const cbn_kernels *kernels;
     operand operands[OPERANDS];
-    int plain; /* operands are rows that kernels take as they lie */
+    const cbn_kernels *half; /* the kernels, of a half type, else NULL */
+    int plain;               /* operands are plain rows, taken as they lie */
     cbn_statistics statistics;
     const double *gamma, *beta; /* beta is also what a tangent adds along one */
     const double *gamma_dot;    /* what it adds along xhat */

@@ -11,7 +11,7 @@ typedef struct CBN_NAME(dx_work) {
 } CBN_NAME(dx_work);
 
 /* The first n rows, n and stream being constants of the caller; one row where it may be scratch. */
-CBN_INLINE void CBN_NAME(backward_dx_rows)(const CBN_NAME(dx_work) * w, int n, int stream,
+CBN_INLINE void CBN_NAME(backward_dx_part)(const CBN_NAME(dx_work) * w, int n, int stream,
                                            cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile)
 {
     const CBN_WORK *const high = w->high, *const a = w->a, *const b = w->b;
@@ -42,6 +42,25 @@ CBN_INLINE void CBN_NAME(backward_dx_rows)(const CBN_NAME(dx_work) * w, int n, i
     cbn_row_made(&dx, dx0, &tile, 6);
 }
 
+CBN_INLINE void CBN_NAME(backward_dx_rows)(const CBN_NAME(dx_work) * w, int n, int stream,
+                                           cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile)
+{
+    const ptrdiff_t cols = tile.cols;
+    const int half = x.half != NULL || dy.half != NULL || dx.half != NULL;
+    for (ptrdiff_t j = 0; j < cols; j += tile.cols) {
+        tile.cols = cbn_part(half, dx.data, cols - j);
+        const CBN_NAME(dx_work) at = {w->high + j, w->a + j, w->b + j, w->scale + j};
+        const cbn_input x_rows = cbn_widened(x, n, &tile, 13);
+        const cbn_input dy_rows = cbn_widened(dy, n, &tile, 16);
+        const cbn_output made = cbn_to_narrow(dx, &tile, 19);
+        CBN_NAME(backward_dx_part)(&at, n, stream, made, dy_rows, x_rows, tile);
+        cbn_narrow(dx, made, n, &tile);
+        CBN_SKIP(x, tile.cols)
+        CBN_SKIP(dy, tile.cols)
+        CBN_SKIP(dx, tile.cols)
+    }
+}
+
 static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile,
                                       const cbn_channels *channels)
 {
@@ -65,12 +84,13 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
     const int two = !plain      ? 0
                     : most == 2 ? (size_t)tile.cols * sizeof(CBN_WORK) <= 2048
                                 : most == 4 && (!tile.stream || cbn_rows_alike(dx.stride));
+    const int stream = tile.stream && dx.half == NULL;
     ptrdiff_t n;
     for (ptrdiff_t left = tile.rows; left > 0; left -= n) {
         n = two && left > 1 ? 2 : 1;
-        if (tile.stream && n == 2) {
+        if (stream && n == 2) {
             CBN_NAME(backward_dx_rows)(&w, 2, 1, dx, dy, x, tile);
-        } else if (tile.stream) {
+        } else if (stream) {
             CBN_NAME(backward_dx_rows)(&w, 1, 1, dx, dy, x, tile);
         } else if (n == 2) {
             CBN_NAME(backward_dx_rows)(&w, 2, 0, dx, dy, x, tile);

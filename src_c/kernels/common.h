@@ -11,6 +11,7 @@
 
 #define CBN_NAME(verb) CBN_JOIN(verb, CBN_DTYPE, CBN_ISA)
 
+#define CBN_HALF_BYTES 2 /* of an element of a half type */
 #define CBN_LINE ((ptrdiff_t)(CBN_LINE_BYTES / sizeof(CBN_ELEMENT)))
 
 /* The loop over the columns of a tile, of which whole lines come by themselves: vectors that cross
@@ -51,11 +52,14 @@ CBN_INLINE ptrdiff_t cbn_least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b;
  */
 CBN_INLINE void cbn_tile_at(cbn_tile *tile, cbn_input rows, size_t itemsize)
 {
-    tile->rows_data = rows.access == NULL ? rows.data : tile->work;
-    tile->skew =
-        rows.access != NULL || rows.stride % CBN_LINE_BYTES != 0 || tile->cols < CBN_LEAST_ALIGNED
-            ? 0
-            : (ptrdiff_t)((uintptr_t)rows.data % CBN_LINE_BYTES / itemsize);
+    tile->rows_data = rows.half != NULL
+                          ? (char *)tile->work + (uintptr_t)rows.data % CBN_LINE_BYTES * 2
+                      : rows.access == NULL ? rows.data
+                                            : tile->work;
+    tile->skew = rows.half != NULL || rows.access != NULL || rows.stride % CBN_LINE_BYTES != 0 ||
+                         tile->cols < CBN_LEAST_ALIGNED
+                     ? 0
+                     : (ptrdiff_t)((uintptr_t)rows.data % CBN_LINE_BYTES / itemsize);
 }
 
 /* The i-th scratch array of a tile, of any type up to the size of a double. */
@@ -77,6 +81,11 @@ CBN_UNUSED static const char *cbn_accessed_row(const cbn_access *access, ptrdiff
  * tile: it would keep them in memory and cost a fifth of the time of a row of 1024. */
 CBN_INLINE const char *cbn_row(const cbn_input *in, ptrdiff_t r, const cbn_tile *tile, int slot)
 {
+    if (in->half != NULL) {
+        char *const copy = cbn_scratch(tile, slot);
+        in->half->load(copy, in->data + r * in->stride, CBN_HALF_BYTES, 0, tile->cols);
+        return copy;
+    }
     return in->access == NULL ? in->data + r * in->stride
                               : cbn_accessed_row(in->access, in->position + r * in->stride,
                                                  in->channel, tile->cols, cbn_scratch(tile, slot));
@@ -87,6 +96,9 @@ CBN_INLINE const char *cbn_row(const cbn_input *in, ptrdiff_t r, const cbn_tile 
 /* Row r of an output to store into, which may be scratch; then row 0 goes to its place. */
 CBN_INLINE char *cbn_out_row(const cbn_output *out, ptrdiff_t r, const cbn_tile *tile, int slot)
 {
+    if (out->half != NULL) {
+        return cbn_scratch(tile, slot);
+    }
     if (out->access == NULL) {
         return out->data + r * out->stride;
     }
@@ -98,12 +110,14 @@ CBN_INLINE char *cbn_out_row(const cbn_output *out, ptrdiff_t r, const cbn_tile 
 CBN_INLINE int cbn_is_scratch(const cbn_output *out, const void *row, const cbn_tile *tile,
                               int slot)
 {
-    return out->access != NULL && row == cbn_scratch(tile, slot);
+    return (out->half != NULL || out->access != NULL) && row == cbn_scratch(tile, slot);
 }
 
 CBN_INLINE void cbn_row_made(const cbn_output *out, const void *row, const cbn_tile *tile, int slot)
 {
-    if (cbn_is_scratch(out, row, tile, slot)) {
+    if (out->half != NULL) {
+        out->half->store(out->data, row, CBN_HALF_BYTES, 0, tile->cols);
+    } else if (cbn_is_scratch(out, row, tile, slot)) {
         out->access->write(out->access, row, out->position, out->channel, tile->cols);
     }
 }
@@ -125,10 +139,80 @@ CBN_INLINE void cbn_row_made(const cbn_output *out, const void *row, const cbn_t
         if ((array).access != NULL) {                                                              \
             (array).channel += (count);                                                            \
         } else if ((array).data != NULL) {                                                         \
-            (array).data += (count) * (ptrdiff_t)sizeof(CBN_ELEMENT);                              \
+            const ptrdiff_t half = CBN_HALF_BYTES, itemsize = sizeof(CBN_ELEMENT);                 \
+            (array).data += (count) * ((array).half != NULL ? half : itemsize);                    \
         }                                                                                          \
     }
 #define CBN_GIVEN(array) ((array).access != NULL || (array).data != NULL)
+
+/* Rows of half types are widened, and made, a part at a time that stays in the first-level cache:
+ * at most CBN_PART columns of each, up to the end of a line of `lines`. */
+#define CBN_PART 256
+#define CBN_PART_STRIDE ((ptrdiff_t)sizeof(float) * CBN_PART + CBN_LINE_BYTES)
+
+CBN_INLINE ptrdiff_t cbn_part(int half, const void *lines, ptrdiff_t cols)
+{
+    const size_t into_line = (uintptr_t)lines % CBN_LINE_BYTES / CBN_HALF_BYTES;
+    return half ? cbn_least(CBN_PART - (ptrdiff_t)into_line, cols) : cols;
+}
+
+CBN_INLINE char *cbn_part_scratch(const cbn_tile *tile, int slot)
+{
+    char *const scratch = cbn_scratch(tile, slot);
+    return scratch + -(uintptr_t)scratch % CBN_LINE_BYTES;
+}
+
+CBN_UNUSED static void cbn_widen_rows(const cbn_kernels *half, char *to, const char *from,
+                                      ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t cols)
+{
+    for (ptrdiff_t r = 0; r < rows; ++r) {
+        half->load(to + r * CBN_PART_STRIDE, from + r * stride, CBN_HALF_BYTES, 0, cols);
+    }
+}
+
+CBN_UNUSED static void cbn_narrow_rows(const cbn_kernels *half, char *to, ptrdiff_t stride,
+                                       const char *from, ptrdiff_t rows, ptrdiff_t cols, int stream)
+{
+    char made[CBN_PART * CBN_HALF_BYTES];
+    for (ptrdiff_t r = 0; r < rows; ++r) {
+        char *const row = to + r * stride;
+        half->store(stream ? made : row, from + r * CBN_PART_STRIDE, CBN_HALF_BYTES, 0, cols);
+        if (stream) {
+            cbn_stream(row, made, (size_t)cols * CBN_HALF_BYTES);
+        }
+    }
+}
+
+/* The first rows of a part as kernels take them: the input itself, or from scratch `slot` on. */
+CBN_INLINE cbn_input cbn_widened(cbn_input in, ptrdiff_t rows, const cbn_tile *tile, int slot)
+{
+    if (in.half != NULL) {
+        char *const to = cbn_part_scratch(tile, slot);
+        cbn_widen_rows(in.half, to, in.data, in.stride, rows, tile->cols);
+        in.data = to;
+        in.stride = CBN_PART_STRIDE;
+        in.half = NULL;
+    }
+    return in;
+}
+
+/* Where to make the rows of a part, and what makes an output of them. */
+CBN_INLINE cbn_output cbn_to_narrow(cbn_output out, const cbn_tile *tile, int slot)
+{
+    if (out.half != NULL) {
+        out.data = cbn_part_scratch(tile, slot);
+        out.stride = CBN_PART_STRIDE;
+        out.half = NULL;
+    }
+    return out;
+}
+
+CBN_INLINE void cbn_narrow(cbn_output out, cbn_output made, ptrdiff_t rows, const cbn_tile *tile)
+{
+    if (out.half != NULL) {
+        cbn_narrow_rows(out.half, out.data, out.stride, made.data, rows, tile->cols, tile->stream);
+    }
+}
 
 /* How many rows a map may take at once. The coefficients of narrow rows stay in the first-level
  * cache, and one run of memory is what the prefetchers follow best: at 60 MB one row took 0.6 times

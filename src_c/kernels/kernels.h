@@ -35,11 +35,14 @@ struct cbn_access {
                   ptrdiff_t cols);
 };
 
+typedef struct cbn_kernels cbn_kernels;
+
 /* Where rows start and how many bytes apart they are; or with `access`, from which position and
  * channel on and how many positions apart. */
 typedef struct cbn_input {
     const char *data;
     ptrdiff_t stride;
+    const cbn_kernels *half; /* whose load and store the elements at `data` need; NULL for none */
     const cbn_access *access;
     ptrdiff_t position, channel;
 } cbn_input;
@@ -47,6 +50,7 @@ typedef struct cbn_input {
 typedef struct cbn_output {
     char *data;
     ptrdiff_t stride;
+    const cbn_kernels *half;
     const cbn_access *access;
     ptrdiff_t position, channel;
 } cbn_output;
@@ -54,7 +58,7 @@ typedef struct cbn_output {
 typedef struct cbn_tile {
     ptrdiff_t rows, cols, run;
     void *work;        /* CBN_PLAIN_WORK_ARRAYS of slot_bytes each, CBN_KERNEL_WORK_ARRAYS if any
-                        * array has an access */
+                        * array is of a half type or has an access */
     size_t slot_bytes; /* of a double a column and 4 KiB on top */
     int in_order;      /* the array is far from the core: maps read narrow rows one by one */
     int stream;        /* store past the caches */
@@ -80,7 +84,7 @@ typedef struct cbn_finish {
     cbn_input gated;    /* stored in place of y: this where y > 0, 0 elsewhere */
 } cbn_finish;
 
-typedef struct cbn_kernels {
+struct cbn_kernels {
     size_t itemsize; /* of an element in memory */
     size_t element;  /* of an element as the kernels below take it */
 
@@ -103,7 +107,7 @@ typedef struct cbn_kernels {
     /* dx = dy * scale + xhat * along_xhat + along_one. */
     void (*backward_dx)(cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile,
                         const cbn_channels *channels);
-} cbn_kernels;
+};
 
 /* One tier: its name and its kernel sets by cbn_dtype. */
 typedef struct cbn_tier {

@@ -21,7 +21,7 @@ CBN_INLINE ptrdiff_t CBN_NAME(anchor_rows)(cbn_tile tile)
  * add them to the float64 sums. Rows past the end read the anchor, so their differences are exact
  * zeros. anchor - x instead of x - anchor is a load the fewer, since x is then the operand that may
  * come from memory: 0.95 times the time, here and in the other kernels. */
-CBN_INLINE void CBN_NAME(moments_rows)(CBN_WORK *s, CBN_WORK *q, double *sum, double *squares,
+CBN_INLINE void CBN_NAME(moments_part)(CBN_WORK *s, CBN_WORK *q, double *sum, double *squares,
                                        int with_squares, int first, int last,
                                        const CBN_ELEMENT *anchor, cbn_input x, cbn_tile tile)
 {
@@ -58,6 +58,20 @@ CBN_INLINE void CBN_NAME(moments_rows)(CBN_WORK *s, CBN_WORK *q, double *sum, do
             }
         }
     })
+}
+
+CBN_INLINE void CBN_NAME(moments_rows)(CBN_WORK *s, CBN_WORK *q, double *sum, double *squares,
+                                       int with_squares, int first, int last,
+                                       const CBN_ELEMENT *anchor, cbn_input x, cbn_tile tile)
+{
+    const ptrdiff_t cols = tile.cols;
+    for (ptrdiff_t j = 0; j < cols; j += tile.cols) {
+        tile.cols = cbn_part(x.half != NULL, x.data, cols - j);
+        const cbn_input rows = cbn_widened(x, cbn_least(tile.rows, 8), &tile, 13);
+        CBN_NAME(moments_part)(s + j, q + j, sum + j, squares + j, with_squares, first, last,
+                               anchor + j, rows, tile);
+        CBN_SKIP(x, tile.cols)
+    }
 }
 
 CBN_INLINE void CBN_NAME(moments_block)(CBN_WORK *s, CBN_WORK *q, double *sum, double *squares,

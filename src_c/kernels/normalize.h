@@ -9,7 +9,7 @@ typedef struct CBN_NAME(normalize_work) {
 } CBN_NAME(normalize_work);
 
 /* The first n rows, n and stream being constants of the caller; one row where it may be scratch. */
-CBN_INLINE void CBN_NAME(normalize_rows)(const CBN_NAME(normalize_work) * w, int n, int stream,
+CBN_INLINE void CBN_NAME(normalize_part)(const CBN_NAME(normalize_work) * w, int n, int stream,
                                          cbn_output y, cbn_input x, cbn_tile tile)
 {
     const CBN_WORK *const high = w->high, *const a = w->a, *const b = w->b;
@@ -40,6 +40,22 @@ CBN_INLINE void CBN_NAME(normalize_rows)(const CBN_NAME(normalize_work) * w, int
     }
 #undef CBN_NORMALIZE
     cbn_row_made(&y, y0, &tile, 4);
+}
+
+CBN_INLINE void CBN_NAME(normalize_rows)(const CBN_NAME(normalize_work) * w, int n, int stream,
+                                         cbn_output y, cbn_input x, cbn_tile tile)
+{
+    const ptrdiff_t cols = tile.cols;
+    for (ptrdiff_t j = 0; j < cols; j += tile.cols) {
+        tile.cols = cbn_part(x.half != NULL || y.half != NULL, y.data, cols - j);
+        const CBN_NAME(normalize_work) at = {w->high + j, w->a + j, w->b + j};
+        const cbn_input rows = cbn_widened(x, n, &tile, 13);
+        const cbn_output made = cbn_to_narrow(y, &tile, 17);
+        CBN_NAME(normalize_part)(&at, n, stream, made, rows, tile);
+        cbn_narrow(y, made, n, &tile);
+        CBN_SKIP(x, tile.cols)
+        CBN_SKIP(y, tile.cols)
+    }
 }
 
 /* A row with what follows the affine map. -0 becomes 0 and NaN stays, as in max(0, y). */
@@ -99,12 +115,13 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
     const int plain = x.access == NULL && y.access == NULL;
     const int most = plain ? cbn_rows_at_once(&tile, sizeof(CBN_WORK)) : 1;
     const int at_once = !tile.stream || (most == 4 && cbn_rows_alike(y.stride)) ? most : 1;
+    const int stream = tile.stream && y.half == NULL;
     ptrdiff_t n;
     for (ptrdiff_t left = tile.rows; left > 0; left -= n) {
         n = left >= at_once ? at_once : 1;
-        if (tile.stream && n == 4) {
+        if (stream && n == 4) {
             CBN_NAME(normalize_rows)(&w, 4, 1, y, x, tile);
-        } else if (tile.stream) {
+        } else if (stream) {
             CBN_NAME(normalize_rows)(&w, 1, 1, y, x, tile);
         } else if (n == 4) {
             CBN_NAME(normalize_rows)(&w, 4, 0, y, x, tile);
