@@ -45,20 +45,17 @@ CBN_INLINE void CBN_NAME(backward_dx_part)(const CBN_NAME(dx_work) * w, int n, i
 CBN_INLINE void CBN_NAME(backward_dx_rows)(const CBN_NAME(dx_work) * w, int n, int stream,
                                            cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile)
 {
-    const ptrdiff_t cols = tile.cols;
-    const int half = x.half != NULL || dy.half != NULL || dx.half != NULL;
-    for (ptrdiff_t j = 0; j < cols; j += tile.cols) {
-        tile.cols = cbn_part(half, dx.data, cols - j);
+    CBN_PARTS(tile, j, dx.data, {
         const CBN_NAME(dx_work) at = {w->high + j, w->a + j, w->b + j, w->scale + j};
-        const cbn_input x_rows = cbn_widened(x, n, &tile, 13);
-        const cbn_input dy_rows = cbn_widened(dy, n, &tile, 16);
-        const cbn_output made = cbn_to_narrow(dx, &tile, 19);
+        const cbn_input x_rows = CBN_NAME(widened)(x, n, &tile, 13);
+        const cbn_input dy_rows = CBN_NAME(widened)(dy, n, &tile, 16);
+        const cbn_output made = CBN_NAME(unmade)(dx, &tile, 19);
         CBN_NAME(backward_dx_part)(&at, n, stream, made, dy_rows, x_rows, tile);
-        cbn_narrow(dx, made, n, &tile);
+        CBN_NAME(narrow)(dx, made, n, &tile);
         CBN_SKIP(x, tile.cols)
         CBN_SKIP(dy, tile.cols)
         CBN_SKIP(dx, tile.cols)
-    }
+    })
 }
 
 static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile,
@@ -84,7 +81,7 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
     const int two = !plain      ? 0
                     : most == 2 ? (size_t)tile.cols * sizeof(CBN_WORK) <= 2048
                                 : most == 4 && (!tile.stream || cbn_rows_alike(dx.stride));
-    const int stream = tile.stream && dx.half == NULL;
+    const int stream = tile.stream && !CBN_HALVES;
     ptrdiff_t n;
     for (ptrdiff_t left = tile.rows; left > 0; left -= n) {
         n = two && left > 1 ? 2 : 1;

@@ -42,7 +42,7 @@ CBN_INLINE void CBN_NAME(backward_sums_part)(const CBN_NAME(sums_work) * w, int 
     const CBN_ELEMENT *const g1 = left > 1 ? CBN_ROW(dy, 1, 18) : w->zeros;
     const CBN_ELEMENT *const g2 = left > 2 ? CBN_ROW(dy, 2, 19) : w->zeros;
     const CBN_ELEMENT *const g3 = left > 3 ? CBN_ROW(dy, 3, 20) : w->zeros;
-    const int made = !with_dx || left < 4 || dx.access != NULL || dx.half != NULL;
+    const int made = !with_dx || left < 4 || dx.access != NULL || (CBN_HALVES && dx.half != NULL);
     CBN_ELEMENT *const dx0 = made ? CBN_SCRATCH(CBN_ELEMENT, 9) : (CBN_ELEMENT *)dx.data;
     CBN_ELEMENT *const dx1 =
         made ? CBN_SCRATCH(CBN_ELEMENT, 10) : (CBN_ELEMENT *)(dx.data + dx.stride);
@@ -81,7 +81,7 @@ CBN_INLINE void CBN_NAME(backward_sums_part)(const CBN_NAME(sums_work) * w, int 
         if (dx.access != NULL) {
             dx.access->write(dx.access, rows[i], dx.position + i * dx.stride, dx.channel,
                              tile.cols);
-        } else if (dx.half != NULL) {
+        } else if (CBN_HALVES && dx.half != NULL) {
             dx.half->store(dx.data + i * dx.stride, rows[i], CBN_HALF_BYTES, 0, tile.cols);
         } else {
             memcpy(dx.data + i * dx.stride, rows[i], (size_t)tile.cols * sizeof(CBN_ELEMENT));
@@ -93,9 +93,8 @@ CBN_INLINE void CBN_NAME(backward_sums_rows)(const CBN_NAME(sums_work) * w, int 
                                              int with_dx, cbn_output dx, cbn_input dy, cbn_input x,
                                              cbn_tile tile)
 {
-    const ptrdiff_t cols = tile.cols, rows = cbn_least(tile.rows, 4);
-    for (ptrdiff_t j = 0; j < cols; j += tile.cols) {
-        tile.cols = cbn_part(x.half != NULL || dy.half != NULL, x.data, cols - j);
+    const ptrdiff_t rows = cbn_least(tile.rows, 4);
+    CBN_PARTS(tile, j, x.data, {
         const CBN_NAME(sums_work) at = {.s = w->s + j,
                                         .t = w->t + j,
                                         .high = w->high + j,
@@ -106,13 +105,13 @@ CBN_INLINE void CBN_NAME(backward_sums_rows)(const CBN_NAME(sums_work) * w, int 
                                         .low_dy = w->low_dy + j,
                                         .sum_dy_xhat = w->sum_dy_xhat + j,
                                         .low_dy_xhat = w->low_dy_xhat + j};
-        const cbn_input x_rows = cbn_widened(x, rows, &tile, 13);
-        const cbn_input dy_rows = cbn_widened(dy, rows, &tile, 17);
+        const cbn_input x_rows = CBN_NAME(widened)(x, rows, &tile, 13);
+        const cbn_input dy_rows = CBN_NAME(widened)(dy, rows, &tile, 17);
         CBN_NAME(backward_sums_part)(&at, first, end, with_dx, dx, dy_rows, x_rows, tile);
         CBN_SKIP(x, tile.cols)
         CBN_SKIP(dy, tile.cols)
         CBN_SKIP(dx, tile.cols)
-    }
+    })
 }
 
 CBN_INLINE void CBN_NAME(backward_sums_block)(const CBN_NAME(sums_work) * w, int with_dx,

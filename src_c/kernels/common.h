@@ -19,8 +19,8 @@
 #define CBN_COLUMNS(tile, j, ...)                                                                  \
     {                                                                                              \
         const ptrdiff_t first_line =                                                               \
-            (tile).skew == 0 ? 0 : cbn_least(CBN_LINE - (tile).skew, (tile).cols);                 \
-        const ptrdiff_t rest = ((tile).cols - first_line) % CBN_LINE;                              \
+            CBN_HALVES || (tile).skew == 0 ? 0 : cbn_least(CBN_LINE - (tile).skew, (tile).cols);                 \
+        const ptrdiff_t rest = CBN_HALVES ? 0 : ((tile).cols - first_line) % CBN_LINE;                              \
         CBN_SIMD                                                                                   \
         for (ptrdiff_t j = 0; j < first_line; ++j)                                                 \
             __VA_ARGS__                                                                            \
@@ -96,9 +96,6 @@ CBN_INLINE const char *cbn_row(const cbn_input *in, ptrdiff_t r, const cbn_tile 
 /* Row r of an output to store into, which may be scratch; then row 0 goes to its place. */
 CBN_INLINE char *cbn_out_row(const cbn_output *out, ptrdiff_t r, const cbn_tile *tile, int slot)
 {
-    if (out->half != NULL) {
-        return cbn_scratch(tile, slot);
-    }
     if (out->access == NULL) {
         return out->data + r * out->stride;
     }
@@ -110,14 +107,12 @@ CBN_INLINE char *cbn_out_row(const cbn_output *out, ptrdiff_t r, const cbn_tile 
 CBN_INLINE int cbn_is_scratch(const cbn_output *out, const void *row, const cbn_tile *tile,
                               int slot)
 {
-    return (out->half != NULL || out->access != NULL) && row == cbn_scratch(tile, slot);
+    return out->access != NULL && row == cbn_scratch(tile, slot);
 }
 
 CBN_INLINE void cbn_row_made(const cbn_output *out, const void *row, const cbn_tile *tile, int slot)
 {
-    if (out->half != NULL) {
-        out->half->store(out->data, row, CBN_HALF_BYTES, 0, tile->cols);
-    } else if (cbn_is_scratch(out, row, tile, slot)) {
+    if (cbn_is_scratch(out, row, tile, slot)) {
         out->access->write(out->access, row, out->position, out->channel, tile->cols);
     }
 }
@@ -144,75 +139,6 @@ CBN_INLINE void cbn_row_made(const cbn_output *out, const void *row, const cbn_t
         }                                                                                          \
     }
 #define CBN_GIVEN(array) ((array).access != NULL || (array).data != NULL)
-
-/* Rows of half types are widened, and made, a part at a time that stays in the first-level cache:
- * at most CBN_PART columns of each, up to the end of a line of `lines`. */
-#define CBN_PART 256
-#define CBN_PART_STRIDE ((ptrdiff_t)sizeof(float) * CBN_PART + CBN_LINE_BYTES)
-
-CBN_INLINE ptrdiff_t cbn_part(int half, const void *lines, ptrdiff_t cols)
-{
-    const size_t into_line = (uintptr_t)lines % CBN_LINE_BYTES / CBN_HALF_BYTES;
-    return half ? cbn_least(CBN_PART - (ptrdiff_t)into_line, cols) : cols;
-}
-
-CBN_INLINE char *cbn_part_scratch(const cbn_tile *tile, int slot)
-{
-    char *const scratch = cbn_scratch(tile, slot);
-    return scratch + -(uintptr_t)scratch % CBN_LINE_BYTES;
-}
-
-CBN_UNUSED static void cbn_widen_rows(const cbn_kernels *half, char *to, const char *from,
-                                      ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t cols)
-{
-    for (ptrdiff_t r = 0; r < rows; ++r) {
-        half->load(to + r * CBN_PART_STRIDE, from + r * stride, CBN_HALF_BYTES, 0, cols);
-    }
-}
-
-CBN_UNUSED static void cbn_narrow_rows(const cbn_kernels *half, char *to, ptrdiff_t stride,
-                                       const char *from, ptrdiff_t rows, ptrdiff_t cols, int stream)
-{
-    char made[CBN_PART * CBN_HALF_BYTES];
-    for (ptrdiff_t r = 0; r < rows; ++r) {
-        char *const row = to + r * stride;
-        half->store(stream ? made : row, from + r * CBN_PART_STRIDE, CBN_HALF_BYTES, 0, cols);
-        if (stream) {
-            cbn_stream(row, made, (size_t)cols * CBN_HALF_BYTES);
-        }
-    }
-}
-
-/* The first rows of a part as kernels take them: the input itself, or from scratch `slot` on. */
-CBN_INLINE cbn_input cbn_widened(cbn_input in, ptrdiff_t rows, const cbn_tile *tile, int slot)
-{
-    if (in.half != NULL) {
-        char *const to = cbn_part_scratch(tile, slot);
-        cbn_widen_rows(in.half, to, in.data, in.stride, rows, tile->cols);
-        in.data = to;
-        in.stride = CBN_PART_STRIDE;
-        in.half = NULL;
-    }
-    return in;
-}
-
-/* Where to make the rows of a part, and what makes an output of them. */
-CBN_INLINE cbn_output cbn_to_narrow(cbn_output out, const cbn_tile *tile, int slot)
-{
-    if (out.half != NULL) {
-        out.data = cbn_part_scratch(tile, slot);
-        out.stride = CBN_PART_STRIDE;
-        out.half = NULL;
-    }
-    return out;
-}
-
-CBN_INLINE void cbn_narrow(cbn_output out, cbn_output made, ptrdiff_t rows, const cbn_tile *tile)
-{
-    if (out.half != NULL) {
-        cbn_narrow_rows(out.half, out.data, out.stride, made.data, rows, tile->cols, tile->stream);
-    }
-}
 
 /* How many rows a map may take at once. The coefficients of narrow rows stay in the first-level
  * cache, and one run of memory is what the prefetchers follow best: at 60 MB one row took 0.6 times

@@ -6,6 +6,7 @@
 
 #include "../dtypes/f32_wide.h"
 #include "affine.h"
+#include "parts.h"
 #include "moments.h"
 #include "normalize.h"
 #include "backward_sums.h"
@@ -14,6 +15,16 @@
 
 #include "../dtypes/f32.h"
 #include "affine.h"
+#include "parts.h"
+#include "moments.h"
+#include "normalize.h"
+#include "backward_sums.h"
+#include "backward_dx.h"
+#include "../dtypes/end.h"
+
+#include "../dtypes/f32_half.h"
+#include "affine.h"
+#include "parts.h"
 #include "moments.h"
 #include "normalize.h"
 #include "backward_sums.h"
@@ -22,6 +33,7 @@
 
 #include "../dtypes/f64.h"
 #include "affine.h"
+#include "parts.h"
 #include "moments.h"
 #include "normalize.h"
 #include "backward_sums.h"
@@ -46,6 +58,6 @@ const cbn_tier CBN_TIER(CBN_ISA) = {
     CBN_TEXT(CBN_ISA),
     {[CBN_FLOAT32] = CBN_KERNELS(f32, 4, f32, float),
      [CBN_FLOAT64] = CBN_KERNELS(f64, 8, f64, double),
-     [CBN_FLOAT16] = CBN_KERNELS(f16, 2, f32, float),
-     [CBN_BFLOAT16] = CBN_KERNELS(bf16, 2, f32, float)},
+     [CBN_FLOAT16] = CBN_KERNELS(f16, 2, f32_half, float),
+     [CBN_BFLOAT16] = CBN_KERNELS(bf16, 2, f32_half, float)},
 };

@@ -62,17 +62,14 @@ CBN_INLINE void CBN_NAME(moments_part)(CBN_WORK *s, CBN_WORK *q, double *sum, do
 
 CBN_INLINE void CBN_NAME(moments_rows)(CBN_WORK *s, CBN_WORK *q, double *sum, double *squares,
                                        int with_squares, int first, int last,
-                                       const CBN_ELEMENT *anchor, cbn_input x, cbn_tile tile)
-{
-    const ptrdiff_t cols = tile.cols;
-    for (ptrdiff_t j = 0; j < cols; j += tile.cols) {
-        tile.cols = cbn_part(x.half != NULL, x.data, cols - j);
-        const cbn_input rows = cbn_widened(x, cbn_least(tile.rows, 8), &tile, 13);
-        CBN_NAME(moments_part)(s + j, q + j, sum + j, squares + j, with_squares, first, last,
-                               anchor + j, rows, tile);
-        CBN_SKIP(x, tile.cols)
-    }
-}
+                                       const CBN_ELEMENT *anchor, cbn_input x, cbn_tile tile){
+    CBN_PARTS(tile, j, x.data,
+              {
+                  const cbn_input rows = CBN_NAME(widened)(x, cbn_least(tile.rows, 8), &tile, 13);
+                  CBN_NAME(moments_part)(s + j, q + j, sum + j, squares + j, with_squares, first,
+                                         last, anchor + j, rows, tile);
+                  CBN_SKIP(x, tile.cols)
+              })}
 
 CBN_INLINE void CBN_NAME(moments_block)(CBN_WORK *s, CBN_WORK *q, double *sum, double *squares,
                                         int with_squares, const CBN_ELEMENT *anchor, cbn_input x,

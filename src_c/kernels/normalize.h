@@ -43,24 +43,22 @@ CBN_INLINE void CBN_NAME(normalize_part)(const CBN_NAME(normalize_work) * w, int
 }
 
 CBN_INLINE void CBN_NAME(normalize_rows)(const CBN_NAME(normalize_work) * w, int n, int stream,
-                                         cbn_output y, cbn_input x, cbn_tile tile)
-{
-    const ptrdiff_t cols = tile.cols;
-    for (ptrdiff_t j = 0; j < cols; j += tile.cols) {
-        tile.cols = cbn_part(x.half != NULL || y.half != NULL, y.data, cols - j);
-        const CBN_NAME(normalize_work) at = {w->high + j, w->a + j, w->b + j};
-        const cbn_input rows = cbn_widened(x, n, &tile, 13);
-        const cbn_output made = cbn_to_narrow(y, &tile, 17);
-        CBN_NAME(normalize_part)(&at, n, stream, made, rows, tile);
-        cbn_narrow(y, made, n, &tile);
-        CBN_SKIP(x, tile.cols)
-        CBN_SKIP(y, tile.cols)
-    }
-}
+                                         cbn_output y, cbn_input x, cbn_tile tile){
+    CBN_PARTS(tile, j, y.data,
+              {
+                  const CBN_NAME(normalize_work) at = {w->high + j, w->a + j, w->b + j};
+                  const cbn_input rows = CBN_NAME(widened)(x, n, &tile, 13);
+                  const cbn_output made = CBN_NAME(unmade)(y, &tile, 17);
+                  CBN_NAME(normalize_part)(&at, n, stream, made, rows, tile);
+                  CBN_NAME(narrow)(y, made, n, &tile);
+                  CBN_SKIP(x, tile.cols)
+                  CBN_SKIP(y, tile.cols)
+              })}
 
 /* A row with what follows the affine map. -0 becomes 0 and NaN stays, as in max(0, y). */
-static void CBN_NAME(normalize_finished_row)(const CBN_NAME(normalize_work) * w, cbn_output y,
-                                             cbn_input x, cbn_tile tile, const cbn_finish *finish)
+CBN_INLINE
+    void CBN_NAME(normalize_finished_part)(const CBN_NAME(normalize_work) * w, cbn_output y,
+                                           cbn_input x, cbn_tile tile, const cbn_finish *finish)
 {
     const CBN_WORK *const high = w->high, *const a = w->a, *const b = w->b;
     const CBN_ELEMENT *const x0 = CBN_ROW(x, 0, 3);
@@ -88,6 +86,25 @@ static void CBN_NAME(normalize_finished_row)(const CBN_NAME(normalize_work) * w,
     cbn_row_made(&y, y0, &tile, 4);
 }
 
+static void CBN_NAME(normalize_finished_row)(const CBN_NAME(normalize_work) * w, cbn_output y,
+                                             cbn_input x, cbn_tile tile, cbn_finish finish)
+{
+    CBN_PARTS(tile, j, y.data, {
+        const CBN_NAME(normalize_work) at = {w->high + j, w->a + j, w->b + j};
+        const cbn_input row = CBN_NAME(widened)(x, 1, &tile, 13);
+        const cbn_finish with = {.residual = CBN_NAME(widened)(finish.residual, 1, &tile, 14),
+                                 .relu = finish.relu,
+                                 .gated = CBN_NAME(widened)(finish.gated, 1, &tile, 15)};
+        const cbn_output made = CBN_NAME(unmade)(y, &tile, 17);
+        CBN_NAME(normalize_finished_part)(&at, made, row, tile, &with);
+        CBN_NAME(narrow)(y, made, 1, &tile);
+        CBN_SKIP(x, tile.cols)
+        CBN_SKIP(y, tile.cols)
+        CBN_SKIP(finish.residual, tile.cols)
+        CBN_SKIP(finish.gated, tile.cols)
+    })
+}
+
 static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
                                     const cbn_channels *channels, const cbn_finish *finish)
 {
@@ -104,7 +121,7 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
     if (finish != NULL) {
         cbn_finish with = *finish;
         for (ptrdiff_t r = 0; r < tile.rows; ++r) {
-            CBN_NAME(normalize_finished_row)(&w, y, x, tile, &with);
+            CBN_NAME(normalize_finished_row)(&w, y, x, tile, with);
             CBN_ADVANCE(y, 1)
             CBN_ADVANCE(x, 1)
             CBN_ADVANCE(with.residual, 1)
@@ -115,7 +132,7 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
     const int plain = x.access == NULL && y.access == NULL;
     const int most = plain ? cbn_rows_at_once(&tile, sizeof(CBN_WORK)) : 1;
     const int at_once = !tile.stream || (most == 4 && cbn_rows_alike(y.stride)) ? most : 1;
-    const int stream = tile.stream && y.half == NULL;
+    const int stream = tile.stream && !CBN_HALVES;
     ptrdiff_t n;
     for (ptrdiff_t left = tile.rows; left > 0; left -= n) {
         n = left >= at_once ? at_once : 1;
