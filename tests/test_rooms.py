@@ -131,7 +131,7 @@ def local_includes(path: Path) -> list[Path]:
 def kernels() -> list[str]:
     """The four verbs, as the struct of function pointers lists them after load and store."""
     text = without_comments(SRC_C / "kernels" / "kernels.h")
-    offered = re.search(r"struct cbn_kernels \{(.*?)\} cbn_kernels;", text, flags=re.DOTALL)[1]
+    offered = re.search(r"struct cbn_kernels \{(.*?)\n\};", text, flags=re.DOTALL)[1]
     load, store, *verbs = re.findall(r"\(\*(\w+)\)\(", offered)
     assert (load, store) == ("load", "store")
     return verbs

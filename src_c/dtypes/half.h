@@ -49,7 +49,7 @@ CBN_INLINE uint16_t cbn_to_bf16(float value)
 {
     const uint32_t bits = cbn_bits_of_float(value);
     const uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1u);
-    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u : rounded >> 16);
+    return (uint16_t)((value != value ? bits | 0x400000u : rounded) >> 16);
 }
 
 #endif

@@ -19,8 +19,8 @@
 #define CBN_COLUMNS(tile, j, ...)                                                                  \
     {                                                                                              \
         const ptrdiff_t first_line =                                                               \
-            CBN_HALVES || (tile).skew == 0 ? 0 : cbn_least(CBN_LINE - (tile).skew, (tile).cols);                 \
-        const ptrdiff_t rest = CBN_HALVES ? 0 : ((tile).cols - first_line) % CBN_LINE;                              \
+            CBN_HALVES || (tile).skew == 0 ? 0 : cbn_least(CBN_LINE - (tile).skew, (tile).cols);   \
+        const ptrdiff_t rest = CBN_HALVES ? 0 : ((tile).cols - first_line) % CBN_LINE;             \
         CBN_SIMD                                                                                   \
         for (ptrdiff_t j = 0; j < first_line; ++j)                                                 \
             __VA_ARGS__                                                                            \

@@ -1,5 +1,6 @@
 /* Elements from memory to the form the kernels take, and back. What has no fast way goes through a
- * block of bits. The tier brings cbn_widen_f16 and cbn_narrow_f16. */
+ * block of bits. The tier brings cbn_widen_f16, cbn_narrow_f16 and
+ * cbn_narrow_bf16. */
 #ifndef CBN_ELEMENTS_H
 #define CBN_ELEMENTS_H
 
@@ -61,14 +62,6 @@ CBN_UNUSED static void CBN_JOIN(widen, bf16, CBN_ISA)(float *to, const uint16_t 
     }
 }
 
-CBN_UNUSED static void CBN_JOIN(narrow, bf16, CBN_ISA)(uint16_t *to, const float *from, ptrdiff_t n)
-{
-    CBN_SIMD
-    for (ptrdiff_t i = 0; i < n; ++i) {
-        to[i] = cbn_to_bf16(from[i]);
-    }
-}
-
 #define CBN_HALF_BLOCK 256
 
 /* load and store for half types. */
@@ -105,6 +98,6 @@ CBN_UNUSED static void CBN_JOIN(narrow, bf16, CBN_ISA)(uint16_t *to, const float
     }
 
 CBN_HALF(f16, cbn_widen_f16, cbn_narrow_f16)
-CBN_HALF(bf16, CBN_JOIN(widen, bf16, CBN_ISA), CBN_JOIN(narrow, bf16, CBN_ISA))
+CBN_HALF(bf16, CBN_JOIN(widen, bf16, CBN_ISA), cbn_narrow_bf16)
 
 #endif
