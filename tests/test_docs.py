@@ -85,6 +85,8 @@ def test_docstrings(name):
     except ImportError as error:  # a bridge without what it leads to
         pytest.skip(str(error))
     for test in doctest.DocTestFinder(exclude_empty=True).find(module):
+        for package in imported("pycon", test.docstring or ""):
+            pytest.importorskip(package)
         run(test)
 
 

@@ -188,7 +188,7 @@ def pytest_with(**environment):
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "test_isa.py"),
          "-k", "tiers_found or every_tier"],
         cwd=TESTS.parent,
-        env=os.environ | environment,
+        env=os.environ | {"PYTEST_ADDOPTS": ""} | environment,
         capture_output=True,
         text=True,
     )  # fmt: skip

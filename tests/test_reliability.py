@@ -52,7 +52,7 @@ def test_no_function_needs_much_stack(tmp_path):
         pytest.skip("a warning of gcc's")
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     flags = ast.literal_eval(re.search(r'GNU = .*?"werror": (\[.*?\])', setup, re.DOTALL)[1])
-    assert "export CBN_WERROR=1" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "export CBN_WERROR=1" in (ROOT / ".ci" / "common").read_text(encoding="utf-8")
     source = tmp_path / "large.c"
     for size, status in ((9000, 1), (900, 0)):
         source.write_text(LARGE_STACK.replace("9000", str(size)), encoding="utf-8")
