@@ -141,7 +141,7 @@ class Moments(Mergeable):
         sample_weight: ArrayLike | None = None,
         num_threads: int | None = None,
     ) -> Moments:
-        """Take in one more batch, as `from_batch` and `merge` do; returns self."""
+        """Take in one more batch, as `from_batch` and ``merge`` do; returns self."""
         return self.merge(Moments.from_batch(x, axis, mask, sample_weight, num_threads))
 
     @classmethod
