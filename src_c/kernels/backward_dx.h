@@ -45,7 +45,8 @@ CBN_INLINE void CBN_NAME(backward_dx_part)(const CBN_NAME(dx_work) * w, int n, i
 CBN_INLINE void CBN_NAME(backward_dx_rows)(const CBN_NAME(dx_work) * w, int n, int stream,
                                            cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile)
 {
-    CBN_PARTS(tile, j, dx.data, {
+    const int half = x.half != NULL || dy.half != NULL || dx.half != NULL;
+    CBN_PARTS(tile, j, half, dx.data, {
         const CBN_NAME(dx_work) at = {w->high + j, w->a + j, w->b + j, w->scale + j};
         const cbn_input x_rows = CBN_NAME(widened)(x, n, &tile, 13);
         const cbn_input dy_rows = CBN_NAME(widened)(dy, n, &tile, 16);

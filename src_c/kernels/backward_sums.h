@@ -94,7 +94,8 @@ CBN_INLINE void CBN_NAME(backward_sums_rows)(const CBN_NAME(sums_work) * w, int 
                                              cbn_tile tile)
 {
     const ptrdiff_t rows = cbn_least(tile.rows, 4);
-    CBN_PARTS(tile, j, x.data, {
+    const int half = x.half != NULL || dy.half != NULL || dx.half != NULL;
+    CBN_PARTS(tile, j, half, x.data, {
         const CBN_NAME(sums_work) at = {.s = w->s + j,
                                         .t = w->t + j,
                                         .high = w->high + j,

@@ -1,6 +1,5 @@
 /* Elements from memory to the form the kernels take, and back. What has no fast way goes through a
- * block of bits. The tier brings cbn_widen_f16, cbn_narrow_f16 and
- * cbn_narrow_bf16. */
+ * block of bits. The tier brings cbn_widen_f16, cbn_narrow_f16 and cbn_narrow_bf16. */
 #ifndef CBN_ELEMENTS_H
 #define CBN_ELEMENTS_H
 

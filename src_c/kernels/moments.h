@@ -63,7 +63,7 @@ CBN_INLINE void CBN_NAME(moments_part)(CBN_WORK *s, CBN_WORK *q, double *sum, do
 CBN_INLINE void CBN_NAME(moments_rows)(CBN_WORK *s, CBN_WORK *q, double *sum, double *squares,
                                        int with_squares, int first, int last,
                                        const CBN_ELEMENT *anchor, cbn_input x, cbn_tile tile){
-    CBN_PARTS(tile, j, x.data,
+    CBN_PARTS(tile, j, x.half != NULL, x.data,
               {
                   const cbn_input rows = CBN_NAME(widened)(x, cbn_least(tile.rows, 8), &tile, 13);
                   CBN_NAME(moments_part)(s + j, q + j, sum + j, squares + j, with_squares, first,

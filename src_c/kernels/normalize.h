@@ -44,7 +44,7 @@ CBN_INLINE void CBN_NAME(normalize_part)(const CBN_NAME(normalize_work) * w, int
 
 CBN_INLINE void CBN_NAME(normalize_rows)(const CBN_NAME(normalize_work) * w, int n, int stream,
                                          cbn_output y, cbn_input x, cbn_tile tile){
-    CBN_PARTS(tile, j, y.data,
+    CBN_PARTS(tile, j, x.half != NULL || y.half != NULL, y.data,
               {
                   const CBN_NAME(normalize_work) at = {w->high + j, w->a + j, w->b + j};
                   const cbn_input rows = CBN_NAME(widened)(x, n, &tile, 13);
@@ -89,7 +89,9 @@ CBN_INLINE
 static void CBN_NAME(normalize_finished_row)(const CBN_NAME(normalize_work) * w, cbn_output y,
                                              cbn_input x, cbn_tile tile, cbn_finish finish)
 {
-    CBN_PARTS(tile, j, y.data, {
+    const cbn_input r = finish.residual, g = finish.gated;
+    const int half = x.half != NULL || y.half != NULL || r.half != NULL || g.half != NULL;
+    CBN_PARTS(tile, j, half, y.data, {
         const CBN_NAME(normalize_work) at = {w->high + j, w->a + j, w->b + j};
         const cbn_input row = CBN_NAME(widened)(x, 1, &tile, 13);
         const cbn_finish with = {.residual = CBN_NAME(widened)(finish.residual, 1, &tile, 14),

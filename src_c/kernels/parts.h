@@ -32,15 +32,16 @@ CBN_UNUSED static void cbn_narrow_rows(const cbn_kernels *half, char *to, ptrdif
 }
 #endif
 
-/* The loop over the parts of a tile, whose `cols` become those of a part from column j on. */
-#define CBN_PARTS(tile, j, lines, ...)                                                             \
+/* The loop over the parts of a tile, whose `cols` become those of a part from column j on; what has
+ * an access is one part, since every part would have to look for its place. */
+#define CBN_PARTS(tile, j, half, lines, ...)                                                       \
     {                                                                                              \
         const ptrdiff_t all = (tile).cols;                                                         \
         ptrdiff_t j = 0;                                                                           \
         do {                                                                                       \
             const uintptr_t into_line = (uintptr_t)(lines) % CBN_LINE_BYTES / CBN_HALF_BYTES;      \
             const ptrdiff_t most = CBN_PART - (ptrdiff_t)into_line;                                \
-            (tile).cols = CBN_HALVES ? cbn_least(most, all - j) : all;                             \
+            (tile).cols = CBN_HALVES && (half) ? cbn_least(most, all - j) : all - j;               \
             __VA_ARGS__                                                                            \
             j += (tile).cols;                                                                      \
         } while (CBN_HALVES && j < all);                                                           \
