@@ -389,3 +389,9 @@ def test_every_group_has_a_weight():
     counted = weight > 0  # a group without values needs none
     y, cache = cbn.batch_norm_forward(x, mask=counted, sample_weight=weight, virtual_batch_size=2)
     assert cache.count == 2 and not y[:2].any() and y[2:].any()
+    counted = np.array([True, False, True, True])  # a value without a weight needs one
+    with pytest.raises(ValueError, match=expected):
+        cbn.batch_norm_forward(x, mask=counted, sample_weight=weight, virtual_batch_size=2)
+    weight[1] = 1.0  # and one is enough
+    y, _ = cbn.batch_norm_forward(x, sample_weight=weight, virtual_batch_size=2)
+    assert np.array_equal(y[2:], cbn.batch_norm_forward(x[2:])[0])
