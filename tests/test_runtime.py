@@ -144,6 +144,7 @@ SHOW = "import cbn; print(cbn.get_num_threads())"
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
+        ({"CBN_NUM_THREADS": "1"}, 1),
         ({"CBN_NUM_THREADS": "3"}, 3),
         ({"CBN_NUM_THREADS": " 12 "}, 12),
         ({"CBN_NUM_THREADS": "3", "OMP_NUM_THREADS": "2"}, 3),
