@@ -38,7 +38,7 @@ GNU_AVX512 = [f"-mavx512{part}" for part in ("f", "cd", "bw", "dq", "vl")]
 GNU = {
     "c": [
         *("-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
-        *("-fopenmp-simd", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra", "-Wvla"),
+        *("-fopenmp-simd", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra", "-Wvla", "-Wshadow"),
         "-Wno-missing-field-initializers",  # clang: of {x}, whose other fields are zero
     ],
     "cython": ["-fvisibility=hidden", "-g0"],

@@ -134,8 +134,8 @@ CBN_INLINE void cbn_row_made(const cbn_output *out, const void *row, const cbn_t
         if ((array).access != NULL) {                                                              \
             (array).channel += (count);                                                            \
         } else if ((array).data != NULL) {                                                         \
-            const ptrdiff_t half = CBN_HALF_BYTES, itemsize = sizeof(CBN_ELEMENT);                 \
-            (array).data += (count) * ((array).half != NULL ? half : itemsize);                    \
+            const ptrdiff_t own = sizeof(CBN_ELEMENT);                                             \
+            (array).data += (count) * ((array).half != NULL ? (ptrdiff_t)CBN_HALF_BYTES : own);    \
         }                                                                                          \
     }
 #define CBN_GIVEN(array) ((array).access != NULL || (array).data != NULL)
