@@ -38,8 +38,8 @@ def main() -> None:
     parser.add_argument(
         "folder", nargs="?", help="where to put the files (default: a temporary one)"
     )
-    parser.add_argument("--megabytes", type=int, default=1500)
-    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--megabytes", type=int, default=4000)
+    parser.add_argument("--turns", type=int, default=12)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         x, out = Path(folder, "x.npy"), Path(folder, "out.npy")

@@ -396,3 +396,14 @@ def test_check_names_what_brings_a_missing_scipy(run, monkeypatch):
     status, output, errors = run("check")
     assert (status, output) == (2, "")
     assert_one_line(errors, 'pip install "scipy>=1.15"')
+
+
+def test_a_command_loads_no_other_one():
+    code = (
+        "import sys; from cbn.cli import main\n"
+        "try: main(['info', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in sys.modules if name.startswith('cbn.cli.')], file=sys.stderr)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert eval(process.stderr) == ["cbn.cli._options", "cbn.cli.info"]

@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from cbn._version import __version__
-from cbn.cli import accuracy, bench, check, demo, info, normalize
 from cbn.cli._options import CommandError, Parser
 
 __all__ = ["main"]
+
+COMMANDS = ("info", "demo", "check", "normalize", "accuracy", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit
         With status 2 for arguments that are wrong, with 0 after ``--help`` and ``--version``.
     """
-    parser = _parser()
+    argv = sys.argv[1:] if argv is None else list(argv)
+    # The modules of all commands would take 0.1 s of each.
+    commands = argv[:1] if argv and argv[0] in COMMANDS else COMMANDS
+    parser = _parser(commands)
     options = parser.parse_args(argv)
     if options.run is None:
         parser.print_help()
@@ -48,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     parser = Parser(prog="cbn", description="Batch normalization for NumPy.")
     parser.add_argument("--version", action="version", version=f"cbn {__version__}")
     parser.set_defaults(run=None)
     subparsers = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
-    for module in (info, demo, check, normalize, accuracy, bench):
-        module.register(subparsers)
+    for name in commands:
+        import_module(f"cbn.cli.{name}").register(subparsers)
     return parser

@@ -30,7 +30,7 @@ from cbn.cli._sources import Block, Npy, Source, opened
 # Pieces of the first pass are as large as arrays that the C core takes to be far from the caches,
 # for the same order of additions in them; those of the second one stay in a cache.
 CHUNK = 16 << 20
-NEAR_CHUNK = 2 << 20
+NEAR_CHUNK = 4 << 20
 MAX_WORKERS = 3  # each has buffers
 
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
@@ -107,11 +107,12 @@ def run(options: argparse.Namespace) -> int:
         saved = options.stats and stack.enter_context(replaced(options.stats))
         file = output and stack.enter_context(replaced(output))
         try:
-            m = job.moments()
-            if saved:
-                m.save(saved)
-            if file:
-                with make_sink(file, source, job.dtype) as sink:
+            with ExitStack() as made:
+                sink = file and made.enter_context(make_sink(file, source, job.dtype))
+                m = job.moments()
+                if saved:
+                    m.save(saved)
+                if sink:
                     job.normalize(m, sink)
         except (EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise source.error(error) from None
