@@ -24,9 +24,12 @@ static void piece_of_rows(const operation *op, cbn_place at, cbn_piece *piece)
         piece->step = 1;
         piece->tile.rows = w->left_over;
     } else {
-        piece->position = first * w->lanes;
+        const ptrdiff_t rows = cbn_work_chunk_end(w, at.chunk) - first;
+        const ptrdiff_t from = at.parts > 0 ? rows * at.part / at.parts : 0;
+        const ptrdiff_t end = at.parts > 0 ? rows * (at.part + 1) / at.parts : rows;
+        piece->position = (first + from) * w->lanes;
         piece->step = w->lanes;
-        piece->tile.rows = cbn_work_chunk_end(w, at.chunk) - first;
+        piece->tile.rows = end - from;
     }
     piece->at = at;
     piece->column = at.column;

@@ -207,7 +207,7 @@ static cbn_place place_of(const cbn_work *w, ptrdiff_t chunk, ptrdiff_t strip, i
 {
     const ptrdiff_t column = strip > 0 ? strip * w->strip - w->lead : 0;
     const ptrdiff_t end = strip + 1 < w->strips ? (strip + 1) * w->strip - w->lead : w->columns;
-    return (cbn_place){chunk, column, end - column, work_of(w, thread)};
+    return (cbn_place){chunk, column, end - column, work_of(w, thread), 0, 0};
 }
 
 static void barrier(int threads)
@@ -229,7 +229,7 @@ static void share_channels(const team *m, cbn_step step, int thread, int threads
     if (thread < sharers) {
         const ptrdiff_t first = w->channels * thread / sharers;
         const ptrdiff_t last = w->channels * (thread + 1) / sharers;
-        step(m->operation, (cbn_place){0, first, last - first, work_of(w, thread)});
+        step(m->operation, (cbn_place){0, first, last - first, work_of(w, thread), 0, 0});
     }
     barrier(threads);
 }
@@ -248,9 +248,32 @@ static void share_tiles(const team *m, cbn_step step, int backwards, int thread,
         step(m->operation, place_of(w, tile / w->strips, tile % w->strips, thread));
     }
     if (w->left_over > 0 && thread == threads - 1) {
-        step(m->operation, (cbn_place){w->chunks, 0, w->channels, work_of(w, thread)});
+        step(m->operation, (cbn_place){w->chunks, 0, w->channels, work_of(w, thread), 0, 0});
     }
     barrier(threads);
+}
+
+/* Maps share the rows where reductions share the columns of narrow arrays: a core's prefetchers run
+ * into what another core has just written at the end of every row, which on some days made forward
+ * at 256 x 1024 with two threads take 1.7 times as long. */
+static int maps_share_rows(const cbn_work *w, int threads)
+{
+    return threads > 1 && w->run == 1 && w->columns <= MAX_STRIP &&
+           (!w->by_rows || w->chunks < threads);
+}
+
+static void share_rows(const team *m, cbn_step step, int thread, int threads)
+{
+    const cbn_work *const w = m->work;
+    for (ptrdiff_t tile = w->chunks * w->strips; step != NULL && tile-- > 0;) {
+        cbn_place place = place_of(w, tile / w->strips, tile % w->strips, thread);
+        place.part = thread;
+        place.parts = threads;
+        step(m->operation, place);
+    }
+    if (step != NULL && w->left_over > 0 && thread == threads - 1) {
+        step(m->operation, (cbn_place){w->chunks, 0, w->channels, work_of(w, thread), 0, 0});
+    }
 }
 
 static void run_by_rows(const team *m, int thread, int threads)
@@ -258,15 +281,20 @@ static void run_by_rows(const team *m, int thread, int threads)
     share_channels(m, m->steps->start, thread, threads);
     share_tiles(m, m->steps->reduce, 0, thread, threads);
     share_channels(m, m->steps->finish, thread, threads);
-    share_tiles(m, m->steps->map, 1, thread, threads);
+    if (maps_share_rows(m->work, threads)) {
+        share_rows(m, m->steps->map, thread, threads);
+    } else {
+        share_tiles(m, m->steps->map, 1, thread, threads);
+    }
 }
 
-/* No barrier: a thread takes each of its strips through all steps, so that the strip may stay in
- * its cache. */
+/* A thread takes each of its strips through all steps without a barrier, so that the strip may stay
+ * in its cache. */
 static void run_by_strips(const team *m, int thread, int threads)
 {
     const cbn_work *const w = m->work;
     const cbn_steps *const s = m->steps;
+    const cbn_step map = maps_share_rows(w, threads) ? NULL : s->map;
     for (ptrdiff_t i = w->strips * thread / threads; i < w->strips * (thread + 1) / threads; ++i) {
         if (s->start != NULL) {
             s->start(m->operation, place_of(w, 0, i, thread));
@@ -277,9 +305,13 @@ static void run_by_strips(const team *m, int thread, int threads)
         if (s->finish != NULL) {
             s->finish(m->operation, place_of(w, 0, i, thread));
         }
-        for (ptrdiff_t chunk = w->chunks; s->map != NULL && chunk-- > 0;) {
-            s->map(m->operation, place_of(w, chunk, i, thread));
+        for (ptrdiff_t chunk = w->chunks; map != NULL && chunk-- > 0;) {
+            map(m->operation, place_of(w, chunk, i, thread));
         }
+    }
+    if (map == NULL && s->map != NULL) {
+        barrier(threads);
+        share_rows(m, s->map, thread, threads);
     }
 }
 

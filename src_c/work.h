@@ -22,7 +22,8 @@
 /* A tile, or for steps on channels a range of channels. */
 typedef struct cbn_place {
     ptrdiff_t chunk, column, columns;
-    void *work; /* scratch of the calling thread */
+    void *work;      /* scratch of the calling thread */
+    int part, parts; /* of the rows of the chunk; all of them if there are no parts */
 } cbn_place;
 
 typedef struct cbn_work {
