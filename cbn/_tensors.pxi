@@ -1,7 +1,7 @@
-# Tensors: memory of another library, given by its address. `axes` are the bytes of the sizes and
-# then of the strides in elements, all Py_ssize_t; the channel axis is 1 and no size is 0. Callers
-# answer for the addresses. Parameters are contiguous, float64 if `wide` and else float32, None if
-# there are none; statistics are 6 rows of float64: mean, mean_low, var, invstd, gamma, beta.
+# Tensors: memory of another library, given by its address. `axes` are the bytes of the channel
+# axis, the sizes, and the strides in elements, all Py_ssize_t; no size is 0. Callers answer for the
+# addresses. Parameters are contiguous, float64 if `wide` and else float32, None if there are none;
+# statistics are 6 rows of float64: mean, mean_low, var, invstd, gamma, beta.
 
 tensor_dtypes = {
     "float32": cbn_c.CBN_FLOAT32,
@@ -19,12 +19,14 @@ cdef void *memory_at(object address) except NULL:
 
 
 cdef int tensor_of(cbn_c.cbn_array *view, object address, bytes axes, int dtype) except -1:
-    cdef const Py_ssize_t *shape = <const Py_ssize_t *> PyBytes_AS_STRING(axes)
+    cdef const Py_ssize_t *axis = <const Py_ssize_t *> PyBytes_AS_STRING(axes)
+    cdef const Py_ssize_t *shape = axis + 1
     cdef int ndim = <int> (len(axes) // (2 * sizeof(Py_ssize_t)))
     view.data = memory_at(address)
     view.dtype = <cbn_c.cbn_dtype> dtype
     view.swapped = False
-    return raise_status(cbn_c.cbn_set_tensor_view(view, ndim, shape, shape + ndim, 1))
+    return raise_status(cbn_c.cbn_set_tensor_view(view, ndim, shape, shape + ndim,
+                                                  <int> axis[0]))
 
 
 cdef int read_parameter(double *to, const double **given, object address, bint wide,

@@ -8,7 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install --group torch")
 
+import cbn  # noqa: E402
 import cbn.interop.torch as interop  # noqa: E402
+from cases import same_bytes  # noqa: E402
 
 nn = torch.nn
 theirs = nn.functional.batch_norm
@@ -314,3 +316,25 @@ def test_nothing_is_written_when_a_call_raises():
         interop.batch_norm(torch.ones(4, C + 1), ours.running_mean, ours.running_var, training=True)
     for name, value in before.items():
         assert torch.equal(ours.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_channels_last_has_the_bytes_of_rows(dtype):
+    x, dy = (
+        torch.randn((8, 16, 16, 16), dtype=getattr(torch, dtype)).to(
+            memory_format=torch.channels_last
+        )
+        for _ in range(2)
+    )
+    rows, dy_rows = (tensor.permute(0, 2, 3, 1).reshape(-1, 16).numpy() for tensor in (x, dy))
+    weight = torch.linspace(0.5, 2, 16, dtype=x.dtype).requires_grad_()
+    y = interop.batch_norm(x.requires_grad_(), None, None, weight, training=True)
+    dx, dweight = torch.autograd.grad(y, (x, weight), dy)
+    expected, cache = cbn.batch_norm_forward(rows, weight.detach().numpy())
+    for ours, values in [
+        (y.detach(), expected),
+        *zip((dx, dweight), cbn.batch_norm_backward(dy_rows, cache), strict=False),
+    ]:
+        if ours.dim() > 1:
+            ours = ours.permute(0, 2, 3, 1).reshape(-1, 16)
+        same_bytes(ours.numpy(), values)

@@ -27,6 +27,7 @@ from cbn.interop.torch._tensors import (
     array_of,
     axes_of,
     computed_dtype,
+    is_rows,
     new_like,
     parameter,
     threads,
@@ -80,9 +81,10 @@ def _forward(
         return y, stats.zero_()
     weight, bias = parameter(weight, dtype), parameter(bias, dtype)
     mean, var = (None, None) if training else (parameter(mean, dtype), parameter(var, dtype))
-    axes = axes_of(x)
+    rows = is_rows(x)
+    axes = axes_of(x, rows)
     _core.tensor_forward(
-        *(y.data_ptr(), axes if x.is_contiguous() else axes_of(y)),
+        *(y.data_ptr(), axes if x.is_contiguous() else axes_of(y, rows)),
         *(x.data_ptr(), axes, DTYPES[x.dtype], stats.data_ptr()),
         None if weight is None else weight.data_ptr(),
         None if bias is None else bias.data_ptr(),
@@ -122,11 +124,12 @@ def _backward(
     dx, dtype = new_like(x), computed_dtype(x)
     dweight, dbias = (torch.empty(x.shape[1], dtype=dtype) for _ in range(2))
     if x.numel():
-        axes = axes_of(x)
+        rows = is_rows(x)
+        axes = axes_of(x, rows)
         _core.tensor_backward(
-            *(dx.data_ptr(), axes if x.is_contiguous() else axes_of(dx)),
+            *(dx.data_ptr(), axes if x.is_contiguous() else axes_of(dx, rows)),
             *(dweight.data_ptr(), dbias.data_ptr()),
-            *(dy.data_ptr(), axes_of(dy), x.data_ptr(), axes, DTYPES[x.dtype]),
+            *(dy.data_ptr(), axes_of(dy, rows), x.data_ptr(), axes, DTYPES[x.dtype]),
             *(stats.data_ptr(), weight is not None, dtype is torch.float64),
             *(training, eps, threads()),
         )

@@ -6,6 +6,7 @@ import functools
 import math
 import struct
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -21,13 +22,29 @@ ROWS = 6
 
 @functools.cache
 def _packer(dims: int) -> struct.Struct:
-    return struct.Struct(f"{2 * dims}n")
+    return struct.Struct(f"{1 + 2 * dims}n")
 
 
-def axes_of(tensor: Tensor) -> bytes:
-    """Sizes and strides."""
-    sizes = tensor.shape
-    return _packer(len(sizes)).pack(*sizes, *tensor.stride())
+def is_rows(x: Tensor) -> bool:
+    """Whether the channels of a position lie side by side, as in channels_last.
+
+    Then all positions are rows, whose sums are taken in another order than those of contiguous
+    images: by channels that are strides apart, 32 x 16 x 32 x 32 took 15 times as long.
+    """
+    return x.dim() > 2 and x.stride(1) == 1 and not x.is_contiguous()
+
+
+def axes_of(tensor: Tensor, rows: bool = False) -> bytes:
+    """The channel axis, sizes and strides; as `rows` with the channel axis last."""
+    sizes, strides = tensor.shape, tensor.stride()
+    dims = len(sizes)
+    if rows:
+        sizes, strides = (
+            (*sizes[:1], *sizes[2:], sizes[1]),
+            (*strides[:1], *strides[2:], strides[1]),
+        )
+        return _packer(dims).pack(dims - 1, *sizes, *strides)
+    return _packer(dims).pack(1, *sizes, *strides)
 
 
 def computed_dtype(x: Tensor) -> torch.dtype:
@@ -42,9 +59,12 @@ def parameter(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return tensor.detach().to(dtype).contiguous()
 
 
-def array_of(tensor: Tensor | None) -> NDArray | None:
-    """An array in the dtype that it is computed in; of half types a copy."""
-    return None if tensor is None else tensor.detach().to(computed_dtype(tensor)).numpy()
+def array_of(tensor: Tensor | None, rows: bool = False) -> NDArray | None:
+    """An array in the dtype that it is computed in; of half types a copy; see axes_of."""
+    if tensor is None:
+        return None
+    array = tensor.detach().to(computed_dtype(tensor)).numpy()
+    return np.moveaxis(array, 1, -1) if rows else array
 
 
 def new_like(x: Tensor) -> Tensor:

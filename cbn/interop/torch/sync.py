@@ -18,7 +18,7 @@ from cbn._mergeable import Mergeable
 from cbn.cache import NO_OPTIONS, BatchNormCache
 from cbn.interop.torch import _check
 from cbn.interop.torch._operators import update_running_stats
-from cbn.interop.torch._tensors import array_of, new_like, threads
+from cbn.interop.torch._tensors import array_of, is_rows, new_like, threads
 from cbn.interop.torch.modules import _BatchNorm
 from cbn.moments import BackwardSums, Moments
 from cbn.parts import batch_norm_backward_apply, batch_norm_normalize
@@ -36,15 +36,20 @@ def _moments(x: Tensor) -> Moments:
     """Of the own part."""
     if not x.numel():
         return Moments(0, *np.zeros((2, x.shape[1])))
-    return Moments.from_batch(array_of(x), axis=1, num_threads=threads())
+    rows = is_rows(x)
+    return Moments.from_batch(array_of(x, rows), axis=_axis(rows), num_threads=threads())
 
 
-def _computed(out: Tensor, function: Any, *args: Any, **settings: Any) -> tuple:
+def _axis(rows: bool) -> int:
+    return -1 if rows else 1
+
+
+def _computed(out: Tensor, rows: bool, function: Any, *args: Any, **settings: Any) -> tuple:
     """What a function returns that writes to `out`, or for half types to an array before it."""
-    values = array_of(out)
+    values = np.asarray(array_of(out, rows))
     result = function(*args, out=values, num_threads=threads(), **settings)
     if values.dtype.itemsize != out.element_size():
-        out.copy_(torch.from_numpy(values))
+        out.copy_(torch.from_numpy(np.moveaxis(values, -1, 1) if rows else values))
     return result
 
 
@@ -54,11 +59,12 @@ class _SyncBatchNorm(Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Any
     ) -> tuple[Tensor, Tensor, float]:
         whole = _whole(_moments(x), group)
-        y, stats = new_like(x), np.zeros((4, x.shape[1]))
+        y, stats, rows = new_like(x), np.zeros((4, x.shape[1])), is_rows(x)
         if x.numel():
             _, cache = _computed(
-                *(y, batch_norm_normalize, array_of(x), whole, array_of(weight), array_of(bias)),
-                axis=1,
+                *(y, rows, batch_norm_normalize),
+                *(array_of(x, rows), whole, array_of(weight), array_of(bias)),
+                axis=_axis(rows),
                 eps=eps,
             )
             stats = cache._stats.copy()
@@ -77,18 +83,20 @@ class _SyncBatchNorm(Function):
         x, weight, statistics = ctx.saved_tensors
         gamma = array_of(weight)
         gamma64 = None if gamma is None else gamma.astype(np.float64)
+        rows = is_rows(x)
+        axis = _axis(rows) % x.dim()
         cache = BatchNormCache(
-            *(array_of(x), statistics.numpy(), gamma64, gamma, None, ctx.eps, 1, ctx.count),
-            NO_OPTIONS,
+            *(array_of(x, rows), statistics.numpy(), gamma64, gamma, None, ctx.eps, axis),
+            *(ctx.count, NO_OPTIONS),
         )
         own = BackwardSums(0, *np.zeros((2, x.shape[1])))
         if x.numel():
-            own = BackwardSums.from_batch(array_of(dy), cache, threads())
+            own = BackwardSums.from_batch(array_of(dy, rows), cache, threads())
         dx = None
         if ctx.needs_input_grad[0]:
             dx, whole = new_like(x), _whole(own, ctx.group)
             if x.numel():
-                _computed(dx, batch_norm_backward_apply, array_of(dy), cache, whole)
+                _computed(dx, rows, batch_norm_backward_apply, array_of(dy, rows), cache, whole)
         dweight = None if weight is None else torch.from_numpy(own.sum_dy_xhat.copy())
         dbias = torch.from_numpy(own.sum_dy.copy()) if ctx.has_bias else None
         return dx, dweight, dbias, None, None
