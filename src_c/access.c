@@ -1,5 +1,8 @@
 #include "access.h"
 
+#include <stdint.h>
+#include <string.h>
+
 #include "layout.h"
 
 /* A piece of a row that steps evenly: where it is, and how long. */
@@ -67,6 +70,68 @@ static void write_row(const cbn_access *access, const void *from_, ptrdiff_t pos
     }
 }
 
+/* Elements k of rows that begin at from[] and step evenly, to element `at` of to[]. */
+#define CBN_MOVE_ROWS(type, n, to_element, from_element)                                           \
+    for (ptrdiff_t k = 0; k < length; ++k) {                                                       \
+        for (ptrdiff_t r = 0; r < (n); ++r) {                                                      \
+            memcpy(to_element, from_element, sizeof(type));                                        \
+        }                                                                                          \
+    }
+#define CBN_MOVE_ELEMENTS(to_element, from_element, size)                                          \
+    if (size == 4 && rows == CBN_GATHERED_ROWS) {                                                  \
+        CBN_MOVE_ROWS(uint32_t, CBN_GATHERED_ROWS, to_element, from_element)                       \
+    } else if (size == 4) {                                                                        \
+        CBN_MOVE_ROWS(uint32_t, rows, to_element, from_element)                                    \
+    } else {                                                                                       \
+        CBN_MOVE_ROWS(uint64_t, rows, to_element, from_element)                                    \
+    }
+
+/* Pieces of all rows side by side, so that a line that several rows share is loaded once: forward
+ * of Fortran-ordered 4096 x 512 took 10 times as long by one row after the other. */
+static void move_rows(const cbn_access *access, void *const *made, ptrdiff_t rows,
+                      ptrdiff_t position, ptrdiff_t step, ptrdiff_t column, ptrdiff_t cols, int out)
+{
+    const cbn_array_access *const a = (const cbn_array_access *)(const void *)access;
+    const ptrdiff_t size = (ptrdiff_t)a->kernels->itemsize;
+    char *there[CBN_GATHERED_ROWS], *here[CBN_GATHERED_ROWS];
+    ptrdiff_t length;
+    for (ptrdiff_t done = 0; done < cols; done += length) {
+        ptrdiff_t apart = 0;
+        length = cols - done;
+        for (ptrdiff_t r = 0; r < rows; ++r) {
+            const piece p = piece_at(a, position + r * step, column + done, cols - done);
+            there[r] = p.data;
+            here[r] = (char *)made[r] + done * size;
+            length = least(length, p.length);
+            apart = p.step;
+        }
+        if (out) {
+            CBN_MOVE_ELEMENTS(there[r] + k * apart, here[r] + k * size, size)
+        } else {
+            CBN_MOVE_ELEMENTS(here[r] + k * size, there[r] + k * apart, size)
+        }
+    }
+}
+
+static void gather(const cbn_access *access, void *const *to, ptrdiff_t rows, ptrdiff_t position,
+                   ptrdiff_t step, ptrdiff_t column, ptrdiff_t cols)
+{
+    move_rows(access, to, rows, position, step, column, cols, 0);
+}
+
+static void scatter(const cbn_access *access, void *const *from, ptrdiff_t rows, ptrdiff_t position,
+                    ptrdiff_t step, ptrdiff_t column, ptrdiff_t cols)
+{
+    move_rows(access, from, rows, position, step, column, cols, 1);
+}
+
+static int is_apart(const cbn_array *array, const cbn_kernels *kernels, ptrdiff_t run)
+{
+    const ptrdiff_t step = run > 1 ? array->strides[array->dims - 1] : array->channel_stride;
+    return cbn_is_native(array, kernels->itemsize) && kernels->element == kernels->itemsize &&
+           step != (ptrdiff_t)kernels->itemsize;
+}
+
 /* In whole rows of the array, or where `run` is all of its inner axis. */
 static int is_dense(const cbn_array *array, ptrdiff_t itemsize, ptrdiff_t run)
 {
@@ -83,11 +148,12 @@ cbn_array_access cbn_access_to(const cbn_array *array, const cbn_kernels *kernel
                                const ptrdiff_t *positions, ptrdiff_t run)
 {
     const ptrdiff_t itemsize = (ptrdiff_t)kernels->itemsize;
-    return (cbn_array_access){.access = {locate, read_row, write_row},
-                              .array = array,
-                              .kernels = kernels,
-                              .positions = positions,
-                              .run = run,
-                              .native = cbn_is_native(array, kernels->itemsize),
-                              .dense = positions == NULL && is_dense(array, itemsize, run)};
+    return (cbn_array_access){
+        .access = {locate, read_row, write_row, is_apart(array, kernels, run), gather, scatter},
+        .array = array,
+        .kernels = kernels,
+        .positions = positions,
+        .run = run,
+        .native = cbn_is_native(array, kernels->itemsize),
+        .dense = positions == NULL && is_dense(array, itemsize, run)};
 }

@@ -115,7 +115,7 @@ cbn_output output_of(const operation *op, int which, const cbn_piece *piece)
 cbn_input input_of(const operation *op, int which, const cbn_piece *piece)
 {
     const cbn_output o = output_of(op, which, piece);
-    return (cbn_input){o.data, o.stride, o.half, o.access, o.position, o.channel};
+    return (cbn_input){o.data, o.stride, o.half, o.access, o.position, o.channel, 0};
 }
 
 double value_of_x(const operation *op, ptrdiff_t position, ptrdiff_t channel)

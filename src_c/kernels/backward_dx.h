@@ -59,6 +59,29 @@ CBN_INLINE void CBN_NAME(backward_dx_rows)(const CBN_NAME(dx_work) * w, int n, i
     })
 }
 
+/* As normalize_apart. */
+static void CBN_NAME(backward_dx_apart)(const CBN_NAME(dx_work) * w, cbn_output dx, cbn_input dy,
+                                        cbn_input x, cbn_tile tile)
+{
+    const cbn_tile whole = tile;
+    for (ptrdiff_t before = 0; before < whole.rows; before += tile.rows) {
+        tile.rows = cbn_least(whole.rows - before, CBN_GATHERED_ROWS);
+        CBN_GATHER(x, tile.rows, 7)
+        CBN_GATHER(dy, tile.rows, 15)
+        for (ptrdiff_t r = 0; r < tile.rows; ++r) {
+            CBN_NAME(backward_dx_rows)(w, 1, 0, cbn_output_row(dx, r, &tile, 23),
+                                       cbn_input_row(dy, r, &tile, 15),
+                                       cbn_input_row(x, r, &tile, 7), tile);
+        }
+        if (CBN_APART(dx)) {
+            cbn_scatter(dx, tile.rows, tile, 23);
+        }
+        CBN_ADVANCE(x, tile.rows)
+        CBN_ADVANCE(dy, tile.rows)
+        CBN_ADVANCE(dx, tile.rows)
+    }
+}
+
 static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile,
                                       const cbn_channels *channels)
 {
@@ -79,6 +102,10 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
      * rows are too short for their loop. */
     const int most = cbn_rows_at_once(&tile, sizeof(CBN_WORK));
     const int plain = x.access == NULL && dy.access == NULL && dx.access == NULL;
+    if (CBN_APART(x) || CBN_APART(dy) || CBN_APART(dx)) {
+        CBN_NAME(backward_dx_apart)(&w, dx, dy, x, tile);
+        return;
+    }
     const int two = !plain      ? 0
                     : most == 2 ? (size_t)tile.cols * sizeof(CBN_WORK) <= 2048
                                 : most == 4 && (!tile.stream || cbn_rows_alike(dx.stride));

@@ -35,13 +35,14 @@ CBN_INLINE void CBN_NAME(backward_sums_part)(const CBN_NAME(sums_work) * w, int 
     CBN_WORK *const s = w->s, *const t = w->t;
     const CBN_WORK *const high = w->high, *const power = w->power, *const scale = w->scale;
     const ptrdiff_t left = tile.rows, last = tile.rows - 1;
-    const CBN_ELEMENT *const x0 = CBN_ROW(x, 0, 13), *const x1 = CBN_ROW(x, cbn_least(1, last), 14);
-    const CBN_ELEMENT *const x2 = CBN_ROW(x, cbn_least(2, last), 15);
-    const CBN_ELEMENT *const x3 = CBN_ROW(x, cbn_least(3, last), 16);
-    const CBN_ELEMENT *const g0 = CBN_ROW(dy, 0, 17);
-    const CBN_ELEMENT *const g1 = left > 1 ? CBN_ROW(dy, 1, 18) : w->zeros;
-    const CBN_ELEMENT *const g2 = left > 2 ? CBN_ROW(dy, 2, 19) : w->zeros;
-    const CBN_ELEMENT *const g3 = left > 3 ? CBN_ROW(dy, 3, 20) : w->zeros;
+    const int at1 = (int)cbn_least(1, last), at2 = (int)cbn_least(2, last);
+    const int at3 = (int)cbn_least(3, last);
+    const CBN_ELEMENT *const x0 = CBN_ROW(x, 0, 13), *const x1 = CBN_ROW(x, at1, 13 + at1);
+    const CBN_ELEMENT *const x2 = CBN_ROW(x, at2, 13 + at2), *const x3 = CBN_ROW(x, at3, 13 + at3);
+    const CBN_ELEMENT *const g0 = CBN_ROW(dy, 0, 22);
+    const CBN_ELEMENT *const g1 = left > 1 ? CBN_ROW(dy, 1, 23) : w->zeros;
+    const CBN_ELEMENT *const g2 = left > 2 ? CBN_ROW(dy, 2, 24) : w->zeros;
+    const CBN_ELEMENT *const g3 = left > 3 ? CBN_ROW(dy, 3, 25) : w->zeros;
     const int made = !with_dx || left < 4 || dx.access != NULL || (CBN_HALVES && dx.half != NULL);
     CBN_ELEMENT *const dx0 = made ? CBN_SCRATCH(CBN_ELEMENT, 9) : (CBN_ELEMENT *)dx.data;
     CBN_ELEMENT *const dx1 =
@@ -119,6 +120,8 @@ CBN_INLINE void CBN_NAME(backward_sums_block)(const CBN_NAME(sums_work) * w, int
                                               cbn_output dx, cbn_input dy, cbn_input x,
                                               cbn_tile tile)
 {
+    CBN_GATHER_FOUR(x, 13)
+    CBN_GATHER_FOUR(dy, 22)
     if (tile.rows <= 4) {
         CBN_NAME(backward_sums_rows)(w, 1, 1, with_dx, dx, dy, x, tile);
         return;
@@ -129,6 +132,8 @@ CBN_INLINE void CBN_NAME(backward_sums_block)(const CBN_NAME(sums_work) * w, int
         CBN_ADVANCE(x, 4)
         CBN_ADVANCE(dy, 4)
         CBN_ADVANCE(dx, 4)
+        CBN_GATHER_FOUR(x, 13)
+        CBN_GATHER_FOUR(dy, 22)
         if (tile.rows <= 4) {
             break;
         }

@@ -87,8 +87,46 @@ CBN_INLINE const char *cbn_row(const cbn_input *in, ptrdiff_t r, const cbn_tile 
         return copy;
     }
     return in->access == NULL ? in->data + r * in->stride
-                              : cbn_accessed_row(in->access, in->position + r * in->stride,
-                                                 in->channel, tile->cols, cbn_scratch(tile, slot));
+           : in->gathered ? (const char *)cbn_scratch(tile, slot + in->gathered - 1)
+                          : cbn_accessed_row(in->access, in->position + r * in->stride, in->channel,
+                                             tile->cols, cbn_scratch(tile, slot));
+}
+
+#define CBN_APART(array) ((array).access != NULL && (array).access->apart)
+
+CBN_UNUSED static void cbn_gather(cbn_input in, ptrdiff_t rows, cbn_tile tile, int slot)
+{
+    void *to[CBN_GATHERED_ROWS];
+    for (int r = 0; r < rows; ++r) {
+        to[r] = cbn_scratch(&tile, slot + r);
+    }
+    in.access->gather(in.access, to, rows, in.position, in.stride, in.channel, tile.cols);
+}
+
+/* The next rows of an input that lie apart, row r into scratch `slot` + r. */
+#define CBN_GATHER(in, rows, slot)                                                                 \
+    if (CBN_APART(in)) {                                                                           \
+        cbn_gather(in, rows, tile, slot);                                                          \
+        (in).gathered = 1;                                                                         \
+    }
+
+/* The same of those that are wanted by fours: every second time they are there. */
+#define CBN_GATHER_FOUR(in, slot)                                                                  \
+    if ((in).gathered == 1) {                                                                      \
+        (in).gathered = 5;                                                                         \
+    } else {                                                                                       \
+        CBN_GATHER(in, cbn_least(tile.rows, CBN_GATHERED_ROWS), slot)                              \
+    }
+
+/* Row r of an input alone; if it is gathered, in scratch `slot` + r. */
+CBN_INLINE cbn_input cbn_input_row(cbn_input in, ptrdiff_t r, const cbn_tile *tile, int slot)
+{
+    if (in.gathered) {
+        return (cbn_input){.data = (const char *)cbn_scratch(tile, slot + (int)r)};
+    }
+    in.data += in.access == NULL ? r * in.stride : 0;
+    in.position += r * in.stride;
+    return in;
 }
 
 #define CBN_ROW(in, r, slot) ((const CBN_ELEMENT *)cbn_row(&(in), r, &tile, slot))
@@ -115,6 +153,26 @@ CBN_INLINE void cbn_row_made(const cbn_output *out, const void *row, const cbn_t
     if (cbn_is_scratch(out, row, tile, slot)) {
         out->access->write(out->access, row, out->position, out->channel, tile->cols);
     }
+}
+
+/* Row r of an output alone; if rows lie apart, in scratch `slot` + r for cbn_scatter. */
+CBN_INLINE cbn_output cbn_output_row(cbn_output out, ptrdiff_t r, const cbn_tile *tile, int slot)
+{
+    if (CBN_APART(out)) {
+        return (cbn_output){.data = cbn_scratch(tile, slot + (int)r)};
+    }
+    out.data += out.access == NULL ? r * out.stride : 0;
+    out.position += r * out.stride;
+    return out;
+}
+
+CBN_UNUSED static void cbn_scatter(cbn_output out, ptrdiff_t rows, cbn_tile tile, int slot)
+{
+    void *from[CBN_GATHERED_ROWS];
+    for (int r = 0; r < rows; ++r) {
+        from[r] = cbn_scratch(&tile, slot + r);
+    }
+    out.access->scatter(out.access, from, rows, out.position, out.stride, out.channel, tile.cols);
 }
 
 #define CBN_OUT_ROW(out, r, slot) ((CBN_ELEMENT *)cbn_out_row(&(out), r, &tile, slot))

@@ -20,7 +20,8 @@
 
 /* Scratch arrays of a kernel, and with those for runs and rows that are not taken as they lie. */
 #define CBN_PLAIN_WORK_ARRAYS 13
-#define CBN_KERNEL_WORK_ARRAYS 22
+#define CBN_KERNEL_WORK_ARRAYS 31
+#define CBN_GATHERED_ROWS 8
 
 /* How to come by the rows of an array whose elements do not lie as kernels want them. A row is
  * `cols` elements from a position and a channel on. */
@@ -33,6 +34,13 @@ struct cbn_access {
                  ptrdiff_t cols);
     void (*write)(const cbn_access *access, const void *from, ptrdiff_t position, ptrdiff_t channel,
                   ptrdiff_t cols);
+    /* Whether the elements of a row lie apart and are moved as they are: then at most
+     * CBN_GATHERED_ROWS rows, `step` positions apart, can be moved together. */
+    int apart;
+    void (*gather)(const cbn_access *access, void *const *to, ptrdiff_t rows, ptrdiff_t position,
+                   ptrdiff_t step, ptrdiff_t channel, ptrdiff_t cols);
+    void (*scatter)(const cbn_access *access, void *const *from, ptrdiff_t rows, ptrdiff_t position,
+                    ptrdiff_t step, ptrdiff_t channel, ptrdiff_t cols);
 };
 
 typedef struct cbn_kernels cbn_kernels;
@@ -45,6 +53,7 @@ typedef struct cbn_input {
     const cbn_kernels *half; /* whose load and store the elements at `data` need; NULL for none */
     const cbn_access *access;
     ptrdiff_t position, channel;
+    int gathered; /* 0, or 1 and the number of rows gathered in scratch before the first one */
 } cbn_input;
 
 typedef struct cbn_output {

@@ -26,6 +26,7 @@ CBN_INLINE void CBN_NAME(moments_part)(CBN_WORK *s, CBN_WORK *q, double *sum, do
                                        const CBN_ELEMENT *anchor, cbn_input x, cbn_tile tile)
 {
     const ptrdiff_t left = tile.rows;
+    CBN_GATHER(x, cbn_least(left, 8), 13)
     const CBN_ELEMENT *const x0 = CBN_ROW(x, 0, 13);
     const CBN_ELEMENT *const x1 = left > 1 ? CBN_ROW(x, 1, 14) : anchor;
     const CBN_ELEMENT *const x2 = left > 2 ? CBN_ROW(x, 2, 15) : anchor;

@@ -107,6 +107,26 @@ static void CBN_NAME(normalize_finished_row)(const CBN_NAME(normalize_work) * w,
     })
 }
 
+/* Rows whose elements lie apart are made in scratch and moved together. */
+static void CBN_NAME(normalize_apart)(const CBN_NAME(normalize_work) * w, cbn_output y, cbn_input x,
+                                      cbn_tile tile)
+{
+    const cbn_tile whole = tile;
+    for (ptrdiff_t before = 0; before < whole.rows; before += tile.rows) {
+        tile.rows = cbn_least(whole.rows - before, CBN_GATHERED_ROWS);
+        CBN_GATHER(x, tile.rows, 7)
+        for (ptrdiff_t r = 0; r < tile.rows; ++r) {
+            CBN_NAME(normalize_rows)(w, 1, 0, cbn_output_row(y, r, &tile, 15),
+                                     cbn_input_row(x, r, &tile, 7), tile);
+        }
+        if (CBN_APART(y)) {
+            cbn_scatter(y, tile.rows, tile, 15);
+        }
+        CBN_ADVANCE(x, tile.rows)
+        CBN_ADVANCE(y, tile.rows)
+    }
+}
+
 static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
                                     const cbn_channels *channels, const cbn_finish *finish)
 {
@@ -129,6 +149,10 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
             CBN_ADVANCE(with.residual, 1)
             CBN_ADVANCE(with.gated, 1)
         }
+        return;
+    }
+    if (CBN_APART(x) || CBN_APART(y)) {
+        CBN_NAME(normalize_apart)(&w, y, x, tile);
         return;
     }
     const int plain = x.access == NULL && y.access == NULL;
