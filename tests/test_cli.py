@@ -73,6 +73,18 @@ def test_python_m_cbn():
     assert_one_line(done.stderr, "'nonsense'", "info", "demo", "check")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="such a pipe is another error there")
+@pytest.mark.parametrize("argv", [["info"], ["--help"], ["info", "--help"]])
+def test_a_reader_that_has_gone_is_no_traceback(argv):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "cbn", *argv]
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}  # without, argparse hides the error
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60, env=buffered)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_without_a_subcommand_it_prints_help(run):
     status, output, errors = run()
     assert (status, errors) == (0, "")

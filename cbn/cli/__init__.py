@@ -1,11 +1,13 @@
 """The command ``cbn``, one file a subcommand.
 
-Exit status: 0 done, 1 a check failed, 2 the command could not be run as given, 130 interrupted.
+Exit status: 0 done, 1 a check failed, 2 the command could not be run as given, 130 interrupted,
+141 nobody reads the output any more.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -35,7 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit
         With status 2 for arguments that are wrong, with 0 after ``--help`` and ``--version``.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else list(argv))
+        finally:
+            print(end="", flush=True)
+    except BrokenPipeError:  # cbn accuracy | head
+        # Python flushes again as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(argv: list[str]) -> int:
     # The modules of all commands would take 0.1 s of each.
     commands = argv[:1] if argv and argv[0] in COMMANDS else COMMANDS
     parser = _parser(commands)
