@@ -3,8 +3,7 @@
 A check compares a derivative with the differences of `scipy.differentiate.derivative` (adaptive,
 eighth order, in float64). The coordinates of an argument are dealt into groups, at most
 `max_probes` of them, and one probe moves the coordinates of one group together, each with a
-random sign. So a small argument is checked coordinate by coordinate, and in a large one every
-coordinate still takes part in one probe.
+random sign: a small argument is checked by the coordinate, and of a large one none is left out.
 
 The relative error of a probe is ``|derivative - difference| / scale``. The scale is the magnitude
 of the terms that the derivative adds up, where the caller gives it: a gradient that cancels to
@@ -22,10 +21,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.differentiate import derivative
 
 import cbn
 from cbn import _check, reference
+
+try:
+    from scipy.differentiate import derivative
+except ModuleNotFoundError as error:
+    raise ImportError(f'{error.name} is not installed: pip install "cbn[check]"') from error
 
 __all__ = ["GradientCheck", "check_batch_norm", "check_jvp", "check_vjp"]
 

@@ -66,10 +66,8 @@ def run(options: argparse.Namespace) -> int:
     """Print the table; return 1 if a check failed."""
     try:
         from cbn.gradcheck import check_batch_norm
-    except ModuleNotFoundError as error:
-        raise CommandError(
-            f'{error.name} is not installed: pip install "scipy>=1.15" brings what the check needs'
-        ) from None
+    except ImportError as error:
+        raise CommandError(str(error)) from None
     try:
         rng = np.random.default_rng(options.seed)
         x = _input(options, rng)
