@@ -159,4 +159,4 @@ def test_without_dask_the_error_names_the_extra(run_python):
     )
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
-    assert "pip install 'cbn[dask]'" in done.stdout
+    assert 'pip install "cbn[dask]"' in done.stdout

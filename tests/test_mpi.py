@@ -182,4 +182,4 @@ def test_without_mpi4py_the_error_names_the_extra(run_python):
     )
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
-    assert "pip install 'cbn[mpi]'" in done.stdout
+    assert 'pip install "cbn[mpi]"' in done.stdout

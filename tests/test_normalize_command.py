@@ -278,10 +278,10 @@ def test_parquet(run):
 def test_without_pyarrow_the_error_names_the_extra(run, monkeypatch):
     np.save("x.npy", data((30, 4)))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    refused(run("x.npy", "-o", "y.parquet"), "pip install 'cbn[parquet]'")
+    refused(run("x.npy", "-o", "y.parquet"), 'pip install "cbn[parquet]"')
     with open("x.parquet", "wb") as file:
         file.write(b"PAR1")
-    refused(run("x.parquet", "-o", "y.npy"), "pip install 'cbn[parquet]'")
+    refused(run("x.parquet", "-o", "y.npy"), 'pip install "cbn[parquet]"')
 
 
 # Mistakes -----------------------------------------------------------------------------------------

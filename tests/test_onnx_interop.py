@@ -239,4 +239,4 @@ except ImportError as error:
 """
     run = run_python("-c", code)
     assert run.stdout.splitlines()[0] == "[1. 1.]", run.stderr
-    assert "pip install 'cbn[onnx]'" in run.stdout
+    assert 'pip install "cbn[onnx]"' in run.stdout

@@ -82,7 +82,7 @@ def test_the_interop_group_is_the_extras_of_the_bridges():
 def test_a_missing_package_names_the_extra(run_python, name):
     code = f"import sys; sys.modules[{name!r}] = None; import cbn.interop.{name}"
     run = run_python("-c", code)
-    assert f"pip install 'cbn[{name}]'" in run.stderr
+    assert f'pip install "cbn[{name}]"' in run.stderr
     assert run_python("-c", f"import cbn, sys; assert {name!r} not in sys.modules").returncode == 0
 
 

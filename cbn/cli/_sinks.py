@@ -202,6 +202,6 @@ def sink_for(path: Path, source: Source) -> Callable[[BinaryIO, Source, np.dtype
         import pyarrow.parquet  # noqa: F401
     except ModuleNotFoundError as error:
         raise CommandError(
-            f"--output: {error.name} is not installed: pip install 'cbn[parquet]'"
+            f'--output: {error.name} is not installed: pip install "cbn[parquet]"'
         ) from None
     return Parquet

@@ -337,7 +337,7 @@ def opened(path: Path, member: str | None = None) -> Source:
     except OSError as error:
         text = error.strerror or error
     except ModuleNotFoundError as error:
-        text = f"{error.name} is not installed: pip install 'cbn[parquet]'"
+        text = f'{error.name} is not installed: pip install "cbn[parquet]"'
     except (EOFError, ValueError, SyntaxError, TokenError, zipfile.BadZipFile, zlib.error) as error:
         text = (str(error) or type(error).__name__).splitlines()[0]
     raise CommandError(f"cannot read {str(path)!r}: {text}")

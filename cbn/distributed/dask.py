@@ -23,7 +23,7 @@ try:
     from dask.delayed import Delayed
 except ImportError as error:
     raise ImportError(
-        f"cbn.distributed.dask needs Dask's arrays ({error}): pip install 'cbn[dask]'"
+        f'cbn.distributed.dask needs dask.array ({error}): pip install "cbn[dask]"'
     ) from error
 
 RECORD = np.dtype([("count", "f8"), *((name, "f8") for name in Moments._NAMES)])

