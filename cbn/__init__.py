@@ -1,4 +1,22 @@
-"""Batch normalization for NumPy: compiled, accurate, the same bytes on any number of threads."""
+"""Batch normalization for NumPy: compiled, accurate, the same bytes on any number of threads.
+
+`batch_norm_forward` and `batch_norm_backward` are the operator, `BatchNorm` is the layer, `Moments`
+merges the statistics of parts of a batch. Numbers in brackets are equations of docs/math.md, in
+the repository and the sdist. `test` checks this copy on this machine; ``cbn --help`` lists the
+commands.
+
+Examples
+--------
+>>> import numpy as np, cbn
+>>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+>>> y, cache = cbn.batch_norm_forward(x, gamma=np.ones(2), beta=np.zeros(2), eps=0)
+>>> y
+array([[-1., -1.],
+       [ 1.,  1.]])
+>>> dx, dgamma, dbeta = cbn.batch_norm_backward(np.array([[1.0, 2.0], [3.0, 4.0]]), cache)
+>>> dgamma, dbeta
+(array([2., 2.]), array([4., 6.]))
+"""
 
 from cbn import fold
 from cbn._self_check import test

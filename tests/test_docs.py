@@ -59,7 +59,8 @@ def run(test: doctest.DocTest) -> None:
 
 def modules() -> list[str]:
     found = pkgutil.walk_packages(cbn.__path__, "cbn.")
-    return [module.name for module in found if not module.name.startswith(("cbn.__", "cbn.cli"))]
+    names = ["cbn", *(module.name for module in found)]
+    return [name for name in names if not name.startswith(("cbn.__", "cbn.cli"))]
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES if blocks(path)], ids=name_of)
