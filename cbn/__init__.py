@@ -18,7 +18,7 @@ array([[-1., -1.],
 (array([2., 2.]), array([4., 6.]))
 """
 
-from cbn import fold
+from cbn import _built, fold  # noqa: F401
 from cbn._self_check import test
 from cbn._version import __version__
 from cbn.cache import BatchNormCache

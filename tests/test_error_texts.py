@@ -37,6 +37,7 @@ OTHER_FORMS = [
 
 # Modules whose texts are looked at where other packages, files or processes are at hand.
 ELSEWHERE = {
+    "_built.py": "test_packaging.py",
     "cli/_sinks.py": "test_normalize_command.py",
     "cli/_sources.py": "test_normalize_command.py",
     "cli/normalize.py": "test_normalize_command.py",

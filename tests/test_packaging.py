@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -23,6 +24,15 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 def names(requirements: list[str]) -> set[str]:
     return {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
+
+
+def test_a_folder_that_is_not_built_says_so(tmp_path, run_python):
+    shutil.copytree(ROOT / "cbn", tmp_path / "cbn", ignore=shutil.ignore_patterns("_core.*"))
+    run = run_python("-c", "import cbn", PYTHONPATH=str(tmp_path))
+    assert run.returncode == 1
+    error = run.stderr.splitlines()[-1]
+    assert error.startswith(f"ImportError: {tmp_path / 'cbn'} has no compiled part for Python 3.")
+    assert "pip install -e ." in error
 
 
 def test_version_is_the_same_everywhere():

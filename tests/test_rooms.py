@@ -63,6 +63,7 @@ PYTHON_ARROWS = {
             "layer",
             "moments",
             "runtime",
+            "_built",
             "_self_check",
             "_version",
         )
@@ -100,6 +101,7 @@ PYTHON_ARROWS = {
     "_check_state": {"_check"},
     "_state": {"_core"},
     "_statistics": set(),
+    "_built": {"_core"},
     "_core": set(),
     "_version": set(),
     "_build_config": set(),
