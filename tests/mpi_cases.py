@@ -176,10 +176,16 @@ def case_layer(mpi, comm):
     found["error/one value"] = said(fresh, np.ones((int(mine), 3)))
     found["error/backward first"] = said(fresh.backward, np.ones((1, 3)))
     found["untouched"] = all(np.array_equal(layer.state_dict()[k], v) for k, v in state.items())
+    replaced = mpi.SyncBatchNorm(3, comm=comm)
+    if mine:
+        replaced.running_var = np.ones(2, np.float32)
+    found["error/running_var"] = said(replaced, np.eye(3))
+    found["untouched"] &= replaced.num_batches_tracked == 0 and not replaced.running_mean.any()
     layer.eval()
     if comm.rank == 0:  # alone: nothing is sent
         found["eval/y"] = layer(x)
         found["eval/dx"] = layer.backward(dy)
+        found["eval/mask"] = layer(x, mask=np.arange(len(x)) % 2 == 0)
     wide = mpi.SyncBatchNorm(300, comm=comm)
     for _ in range(2):
         found["wide/error"] = said(wide, None if mine else np.eye(300))

@@ -155,6 +155,9 @@ def test_the_layer_is_that_of_the_whole_batch(ranks):
     layer.eval()
     np.testing.assert_allclose(found[0]["eval/y"], layer(x), **close)
     np.testing.assert_allclose(found[0]["eval/dx"], layer.backward(dy), **close)
+    mask = np.arange(len(x)) % 2 == 0
+    np.testing.assert_allclose(found[0]["eval/mask"], layer(x, mask=mask), **close)
+    assert not found[0]["eval/mask"][1::2].any()
 
 
 def test_mistakes_in_the_layer(ranks):
@@ -165,6 +168,7 @@ def test_mistakes_in_the_layer(ranks):
             "channels": "ValueError: x: expected 17 channels along axis 1, got 3",
             "None": "TypeError: x: expected a real dtype",
             "dy": "ValueError: dy: expected shape",
+            "running_var": "ValueError: running_var: expected shape (3,), got (2,)",
         }.items():
             prefix = f"RuntimeError: rank {culprit} of {len(found)} has raised "
             actual = str(of_rank[f"error/{name}"])

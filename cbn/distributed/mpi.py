@@ -204,7 +204,7 @@ class SyncBatchNorm(BatchNorm):
     ) -> NDArray:
         """Normalize x, as `cbn.BatchNorm`; x may have no rows if another rank has some."""
         if not self.training and self.running_mean is not None:
-            return super().__call__(x, residual=residual)
+            return super().__call__(x, mask=mask, sample_weight=sample_weight, residual=residual)
         part = moments = error = None
         try:
             part = self._part(x, mask, sample_weight, residual)
@@ -225,6 +225,8 @@ class SyncBatchNorm(BatchNorm):
     def _part(self, x: ArrayLike, mask: Any, sample_weight: Any, residual: Any) -> Part:
         x = _check.real_array("x", x)
         _check_state.features(x, _check.batch(x, self.axis, True), self.num_features)
+        if self.running_mean is not None:
+            _check_state.running(self.running_mean, self.running_var, self.num_features)
         return Part.of(
             *(x, self.gamma, self.beta),
             axis=self.axis,
