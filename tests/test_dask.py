@@ -95,6 +95,20 @@ def test_given_moments():
         same_bytes(cbn_dask.batch_norm(array, gamma, beta, m=given).compute(), right)
 
 
+@pytest.mark.parametrize("channels", [0, 3, 5, 400])
+def test_moments_of_other_channels_are_refused_when_they_are_known(channels):
+    array = da.ones((8, 4), chunks=(3, 2))
+    other = cbn_dask.moments(da.ones((8, channels), chunks=5))
+    with pytest.raises(ValueError, match=f"^m: expected 4 channels, got {channels}"):
+        cbn_dask.batch_norm(array, m=other).compute()
+
+
+def test_no_channels():
+    array = da.ones((6, 0), chunks=4)
+    assert cbn_dask.moments(array).compute().mean.shape == (0,)
+    assert cbn_dask.batch_norm(array).compute().shape == (6, 0)
+
+
 def test_nothing_is_computed_before_it_is_asked_for():
     def load(block):
         raise AssertionError("computed")

@@ -7,6 +7,7 @@ scheduler has threads or processes of its own.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -111,7 +112,7 @@ def batch_norm(
     else:
         if not isinstance(m, Delayed):
             _check_state.of_channels("m", m, Moments, channels)
-        records = da.from_delayed(delayed(_records_of)(m), (channels,), RECORD)
+        records = da.from_delayed(delayed(_given)(m, channels), (channels,), RECORD)
     given = []
     for name, value in ("gamma", gamma), ("beta", beta):
         value = _check.parameter(name, value, channels)
@@ -161,9 +162,17 @@ def _of_chunk(x: NDArray, axis: tuple[int, ...], keepdims: bool, channels: int) 
 
 
 def _merge(records: NDArray, axis: tuple[int, ...], keepdims: bool, channels: int) -> NDArray:
-    rows = np.moveaxis(records, channels, -1).reshape(-1, records.shape[channels])
+    rows = np.moveaxis(records, channels, -1)
+    rows = rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
     total = _records_of(Moments.merge_all(map(_moments_of, rows)))
     return np.expand_dims(total, axis) if keepdims else total
+
+
+def _given(m: Any, channels: float) -> NDArray:
+    """The records of what Dask has computed; channels may be unknown, NaN."""
+    if not math.isnan(channels):
+        _check_state.of_channels("m", m, Moments, int(channels))
+    return _records_of(m)
 
 
 def _records_of(m: Moments) -> NDArray:
@@ -188,5 +197,7 @@ def _normalize(
     axis: int,
     eps: float,
 ) -> NDArray:
+    if not x.size:
+        return np.empty(x.shape, _check.result_dtype(x.dtype))
     m = _moments_of(records)
     return batch_norm_normalize(x, m, gamma, beta, axis=axis, eps=eps, num_threads=1)[0]
