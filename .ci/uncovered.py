@@ -1,4 +1,5 @@
-"""Prints the coverage of each file and the lines that no test runs, with the reason why.
+"""Prints the coverage of each file, the lines that no test runs, with the reason why, and the lines
+of which a branch is never taken.
 
 `uncovered.py CYTHON_JSON GCOVR_JSON`, for .ci/coverage. Branches are those of src_c/*.c: a kernel's
 are copied into dozens of functions (dtypes, tiers, inlined constants), most of which can take only
@@ -39,7 +40,7 @@ def main() -> int:
     lines = {
         name: (f["summary"]["num_statements"], f["missing_lines"]) for name, f in cython.items()
     }
-    branches = {}
+    branches, one_way = {}, {}
     for file in c:
         counts = {}
         for line in file["lines"]:
@@ -50,6 +51,8 @@ def main() -> int:
                 here = branches.setdefault(file["file"], [0, 0])
                 here[0] += sum(taken)
                 here[1] += len(taken)
+                if not all(taken):
+                    one_way.setdefault(file["file"], []).append(str(number))
         lines[file["file"]] = (len(counts), [n for n, count in counts.items() if count == 0])
 
     unexplained = 0
@@ -62,6 +65,8 @@ def main() -> int:
             why = reason(name, text[number - 1])
             unexplained += why is None
             print(f"    {number}: {text[number - 1].strip()}  -- {why or 'NO TEST RUNS IT'}")
+        if name in one_way:
+            print(f"    a branch of {', '.join(one_way[name])} is never taken")
     taken, of = map(sum, zip(*branches.values(), strict=True))
     print(f"Lines without a reason: {unexplained}. Branches: {100 * taken / of:.1f} %")
     return 0 if unexplained == 0 and taken >= of * LEAST_BRANCHES / 100 else 1

@@ -20,6 +20,32 @@ static cbn_status choose(const char *name)
     return cbn_isa_choose();
 }
 
+static void check_tensor_view(void)
+{
+    const cbn_dtype dtypes[] = {CBN_FLOAT64, CBN_FLOAT32, CBN_FLOAT16, CBN_BFLOAT16};
+    const ptrdiff_t sizes[] = {8, 4, 2, 2}, shape[2] = {2, 3}, strides[2] = {5, 1};
+    for (int i = 0; i < 4; ++i) {
+        cbn_array x = {.dtype = dtypes[i]};
+        expect(cbn_set_tensor_view(&x, 2, shape, strides, 1) == CBN_OK, "two rows of a tensor");
+        expect(x.outer == 2 && x.channels == 3 && x.inner == 1, "the sizes of a tensor");
+        expect(x.strides[0] == 5 * sizes[i] && x.channel_stride == sizes[i], "strides in elements");
+        expect(cbn_set_tensor_view(&x, -1, shape, strides, 0) == CBN_ERROR_SHAPE, "dimensions < 0");
+        expect(cbn_set_tensor_view(&x, CBN_MAX_DIMS + 1, shape, strides, 0) == CBN_ERROR_SHAPE,
+               "dimensions of a tensor");
+    }
+}
+
+static void check_averages(void)
+{
+    const double value[2] = {3, 5};
+    double wide[2] = {1, 2};
+    float narrow[2] = {1, 2};
+    cbn_average_float64(wide, value, 2, 0.25, 2);
+    cbn_average_float32(narrow, value, 2, 0.25, 2);
+    expect(wide[0] == 2.25 && wide[1] == 4, "an average in float64");
+    expect(narrow[0] == 2.25f && narrow[1] == 4, "an average in float32");
+}
+
 /* Before anything has chosen a tier. */
 void check_contract(void)
 {
@@ -29,6 +55,8 @@ void check_contract(void)
     const cbn_resources resources = {1, scratch, sizeof scratch, {NULL, 0}};
     cbn_array x = {.data = x_data, .dtype = CBN_FLOAT64};
 
+    check_tensor_view();
+    check_averages();
     expect(cbn_set_view(&x, 2, shape, strides, -1) == CBN_ERROR_SHAPE, "an axis below 0");
     expect(cbn_set_view(&x, 2, shape, strides, 2) == CBN_ERROR_SHAPE, "an axis past the last");
     expect(cbn_set_view(&x, CBN_MAX_DIMS + 1, shape, strides, 0) == CBN_ERROR_SHAPE, "dimensions");
