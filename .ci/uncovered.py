@@ -17,10 +17,11 @@ LEAST_BRANCHES = 95  # per cent
 
 # (file, what the line looks like, why no test can run it)
 REASONS = [
-    (r"_core\.pyx", r"raise MemoryError", "the system gives memory"),
+    (r"\.p(yx|xi)", r"raise MemoryError|Free\(resources\.scratch", "the system gives memory"),
     (r"_core\.pyx", r"raise RuntimeError", "the library's own mistake"),
     (r"\.p(yx|xi)", r"= cbn_c\.cbn_\w+\(|&resources\)$", "calls without the GIL are not traced"),
-    (r"_plain\.pxi", r"^(cdef|def) |^$", "declarations of an included file are not traced"),
+    (r"_tensors\.pxi", r"^ {8}(if |    )", "what runs without the GIL is not traced"),
+    (r"\.pxi", r'^(cdef|def|\w+ =) |^$|^    "', "declarations of an included file are not traced"),
     (r"dispatch\.c", r"avx512(cd|bw)", "CPUs without AVX-512 stop before"),
     (r"stream\.h", r"_mm512_stream", "needs AVX-512"),
     (r"work\.c", r"after_fork_in_child", "runs in a child that ends without writing its counts"),
