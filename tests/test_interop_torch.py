@@ -131,6 +131,9 @@ VIEWS = {
     "cut channels last 3d": lambda: torch.randn(2, C, 3, 4, 5).to(
         memory_format=torch.channels_last_3d
     )[..., 1::2],
+    "channels last of one pixel": lambda: torch.randn(9, C, 1, 1).to(
+        memory_format=torch.channels_last
+    ),
     "negated": lambda: torch.randn(9, C, dtype=torch.complex64).conj().imag,
     "six dimensions": lambda: torch.randn(2, C, 2, 2, 2, 3).transpose(2, 5),
 }

@@ -70,7 +70,8 @@ def array_of(tensor: Tensor | None, rows: bool = False) -> NDArray | None:
 def new_like(x: Tensor) -> Tensor:
     """An empty tensor for a result of x's shape, in the memory format PyTorch gives it."""
     if x.is_contiguous():
-        return torch.empty_like(x)
+        # Not as x: at sizes of 1 its strides are free, and say channels_last or not.
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
     return torch.empty_like(x, memory_format=torch._prims_common.suggest_memory_format(x))
 
 
