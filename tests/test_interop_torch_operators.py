@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 
 import pytest
 
@@ -273,10 +274,98 @@ def test_running_statistics_in_transforms():
             torch.vmap(lambda x, f=function, m=mean, v=var: f(x, m, v, training=True))(x[None])
 
 
-def test_forward_mode_says_so():
+def composed(x, mean, var, weight=None, bias=None, training=False):
+    """Batch norm of PyTorch's own steps, whose derivatives of all orders are right."""
+    others = [i for i in range(x.dim()) if i != 1]
+    if training:
+        mean, var = x.mean(others), x.var(others, correction=0)
+    mean, var, weight, bias = (
+        a if a is None else a.reshape(1, -1, *(1,) * (x.dim() - 2))
+        for a in (mean, var, weight, bias)
+    )
+    xhat = (x - mean) / torch.sqrt(var + 1e-5)
+    y = xhat if weight is None else xhat * weight
+    return y if bias is None else y + bias
+
+
+def case(function, shape, training):
+    """The function of x, weight and bias, arguments, and their tangents."""
+    mean, var = (None, None) if training else statistics()
+    x, weight, bias, *tangents = tensors(*(shape, C, C) * 2)
+    return lambda *args: function(args[0], mean, var, *args[1:], training=training), (
+        (x, weight, bias),
+        tuple(tangents),
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(4, C), (2, C, 3)], ids=str)
+def test_forward_mode(shape, training):
+    def results(function):
+        f, (args, tangents) = case(function, shape, training)
+        yield torch.func.jvp(f, args, tangents)
+        for i in range(3):
+            of_one = partial(lambda i, a: f(*args[:i], a, *args[i + 1 :]), i)
+            yield torch.func.jvp(of_one, args[i : i + 1], tangents[i : i + 1])
+        yield torch.func.jacfwd(f, (0, 1, 2))(*args)
+        for outer in torch.func.jacfwd, torch.func.jacrev:
+            for inner in torch.func.jacfwd, torch.func.jacrev:
+                gradients = inner(lambda *args: (f(*args) ** 3).sum(), (0, 1, 2))
+                yield outer(gradients)(*args)
+
+    found = (list(results(function)) for function in (interop.batch_norm, composed))
+    torch.testing.assert_close(*found)
+
+
+def test_forward_mode_of_other_tensors():
+    mean, var = statistics()
     (x,) = tensors((4, C))
-    with pytest.raises(NotImplementedError, match="jvp"):
-        torch.func.jvp(lambda x: interop.batch_norm(x, None, None, training=True), (x,), (x,))
+    with pytest.raises(NotImplementedError, match="no derivatives in running_mean"):
+        torch.func.jvp(lambda var: interop.batch_norm(x, mean, var), (var,), (var,))
+    half, weight = x.half(), torch.ones(C)
+    y, y_dot = torch.func.jvp(
+        lambda x, weight: interop.batch_norm(x, None, None, weight, training=True),
+        (half, weight),
+        (half, weight),
+    )
+    assert y_dot.dtype is torch.float16
+    torch.testing.assert_close(y_dot, y, rtol=0, atol=1e-2)  # weight's part; x's own is almost 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # linearize
+def test_transforms_of_recorded_graphs(training):
+    """Without the functions around the operators the tangents would be 0."""
+
+    def results(function):
+        f, ((x, *others), (x_dot, *_)) = case(function, (4, C), training)
+
+        def tangent(x):
+            return torch.func.jvp(lambda x: f(x, *others), (x,), (x_dot,))[1]
+
+        def cubes(x):
+            return (f(x, *others) ** 3).sum()
+
+        def mapped(x):
+            return torch.vmap(torch.func.grad(cubes))(torch.stack([x, 2 * x]))
+
+        for g in tangent, torch.func.grad(cubes), torch.func.hessian(cubes), mapped:
+            yield torch.fx.experimental.proxy_tensor.make_fx(g)(x)(x_dot)
+        yield torch.func.linearize(lambda x: f(x, *others), x)[1](x_dot)
+        yield torch.compile(tangent, backend="aot_eager")(x)
+
+    found = (list(results(function)) for function in (interop.batch_norm, composed))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batched_gradients(training):
+    """is_grads_batched, and vectorize=True of torch.autograd.functional."""
+    f, ((x, weight, bias), _) = case(interop.batch_norm, (4, C), training)
+    args = tuple(a.requires_grad_() for a in (x, weight, bias))
+    modes = {"check_forward_ad": True, "check_batched_forward_grad": True}
+    assert torch.autograd.gradcheck(f, args, check_batched_grad=True, **modes)
+    assert torch.autograd.gradgradcheck(f, args, check_batched_grad=True, check_fwd_over_rev=True)
 
 
 # Autocast -----------------------------------------------------------------------------------------

@@ -3,12 +3,15 @@
 Design: an operator exists twice, made of the same functions. In eager mode it is an
 autograd.Function, which costs 5 us a call; where torch records a graph (torch.compile,
 torch.export, make_fx, fake tensors) it is the custom operator torch.ops.cbn.*, which costs 40.
+Where both meet the function comes first and its forward is the operator: a custom operator knows
+no forward mode, and would give tangents of zero.
 Statistics travel as one float64 tensor with the rows mean, mean_low, var and invstd, and nothing is
 kept in Python between forward and backward.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -44,6 +47,7 @@ def in_graph(x: Tensor) -> bool:
         or type(x) not in _PLAIN
         or torch._C._len_torch_dispatch_stack() > 0
         or torch.jit.is_tracing()
+        or torch._C._functorch.is_legacy_batchedtensor(x)  # is_grads_batched, vectorize=True
     )
 
 
@@ -52,10 +56,24 @@ def in_transform() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-def _apply(function: type[Function], *args: Any) -> Any:
-    if in_transform():
-        return function.apply(*args)
-    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+def _forward_mode() -> bool:
+    return forward_ad._current_level >= 0
+
+
+def _call(function: Any, operator: Any, like: Tensor, *args: Any) -> Any:
+    """The function or its operator, as the place and the tensor `like` ask for."""
+    if torch.compiler.is_compiling():
+        if _forward_mode():
+            raise NotImplementedError(
+                "cbn.interop.torch: forward mode (torch.func.jvp, jacfwd, hessian) is not"
+                " supported inside torch.compile"
+            )
+        return operator(*args)
+    if in_transform() or _forward_mode():
+        return function.recorded.apply(*args)
+    if in_graph(like):
+        return operator(*args)
+    if torch.is_grad_enabled():
         # What Function.apply does besides is to bind defaults, which takes 20 us.
         return super(Function, function).apply(*args)
     return function.forward(*args)
@@ -101,6 +119,8 @@ def _forward_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> 
     ctx.mark_non_differentiable(stats)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight, stats)
+    if _forward_mode():
+        ctx.save_for_forward(x, weight, stats)
     ctx.has_bias = bias is not None
 
 
@@ -111,6 +131,49 @@ def _forward_backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | No
     dx, dweight, dbias = _gradients(dy, x, weight, stats, ctx.training, ctx.eps)
     dweight, dbias = None if weight is None else dweight, dbias if ctx.has_bias else None
     return dx, dweight, dbias, None, None, None, None
+
+
+def _outer_forward_mode(jvp: Any) -> Any:
+    """A jvp with forward mode on for the levels around its own: torch turns off all of them."""
+
+    @functools.wraps(jvp)
+    def nested(ctx: Any, *tangents: Tensor | None) -> Any:
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved = (
+                None if tensor is None else forward_ad.unpack_dual(tensor).primal
+                for tensor in ctx.saved_tensors
+            )
+            return jvp(ctx, tuple(saved), *tangents)
+
+    return nested
+
+
+@_outer_forward_mode
+def _forward_jvp(
+    ctx: Any,
+    saved: tuple[Tensor, ...],
+    x_dot: Tensor | None,
+    weight_dot: Tensor | None,
+    bias_dot: Tensor | None,
+    *others: Tensor | None,
+) -> tuple[Tensor, None]:
+    """(30); the Jacobian is symmetric, so J x_dot is the dx of backward."""
+    if any(tangent is not None for tangent in others):
+        raise NotImplementedError(
+            "cbn.interop.torch: batch norm has no derivatives in running_mean and running_var"
+        )
+    x, weight, stats = saved
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    y_dot = torch.zeros_like(x)
+    if x_dot is not None:
+        y_dot = y_dot + _gradients(x_dot, x, weight, stats, ctx.training, ctx.eps)[0]
+    if weight_dot is not None:
+        given = (None, None) if ctx.training else (stats[0], stats[2])
+        xhat = batch_norm_with_statistics(x, None, None, *given, ctx.training, ctx.eps)[0]
+        y_dot = y_dot + xhat * weight_dot.reshape(shape)
+    if bias_dot is not None:
+        y_dot = y_dot + bias_dot.reshape(shape)
+    return y_dot.to(x.dtype), None
 
 
 # Backward -----------------------------------------------------------------------------------------
@@ -144,6 +207,8 @@ def _backward_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> No
     *tensors, ctx.training, ctx.eps = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors)
+    if _forward_mode():
+        ctx.save_for_forward(*tensors)
 
 
 def _backward_backward(
@@ -155,6 +220,27 @@ def _backward_backward(
     weight = ctx.saved_tensors[2]
     g_dy, g_x, g_weight = _second_gradients(*given, *ctx.saved_tensors, ctx.training, ctx.eps)
     return g_dy, g_x, None if weight is None else g_weight, None, None, None
+
+
+@_outer_forward_mode
+def _backward_jvp(
+    ctx: Any,
+    saved: tuple[Tensor, ...],
+    dy_dot: Tensor | None,
+    x_dot: Tensor | None,
+    weight_dot: Tensor | None,
+    *_: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Linear in dy; in x and weight the second derivative of <dy, y>, which is symmetric."""
+    dy, x, weight, stats = saved
+    given = x, weight, stats, ctx.training, ctx.eps
+    if dy_dot is None:
+        dy_dot = torch.zeros_like(dy)
+    dx, dweight, dbias = _gradients(dy_dot, *given)
+    if x_dot is not None or weight_dot is not None:
+        _, g_x, g_weight = _second_gradients(x_dot, weight_dot, None, dy, *given)
+        dx, dweight = dx + g_x, dweight + g_weight
+    return dx, dweight, dbias
 
 
 # Double backward ----------------------------------------------------------------------------------
@@ -229,41 +315,39 @@ class _BatchNorm(Function):
     forward = staticmethod(_forward)
     setup_context = staticmethod(_forward_context)
     backward = staticmethod(_forward_backward)
+    jvp = staticmethod(_forward_jvp)
 
 
 class _BatchNormBackward(Function):
     forward = staticmethod(_backward)
     setup_context = staticmethod(_backward_context)
     backward = staticmethod(_backward_backward)
+    jvp = staticmethod(_backward_jvp)
 
 
 class _BatchNormDoubleBackward(Function):
     forward = staticmethod(_double_backward)
     setup_context = staticmethod(lambda ctx, inputs, output: None)
     backward = staticmethod(_no_third_order)
+    jvp = staticmethod(_no_third_order)
 
 
 def batch_norm_with_statistics(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     """y of x (N, C, ...), and its statistics; see `_forward`."""
-    if in_graph(x):
-        return _forward_op(x, *args)
-    return _apply(_BatchNorm, x, *args)
+    return _call(_BatchNorm, _forward_op, x, x, *args)
 
 
 def _gradients(dy: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    if in_graph(dy):
-        return _backward_op(dy, *args)
-    return _apply(_BatchNormBackward, dy, *args)
+    return _call(_BatchNormBackward, _backward_op, dy, dy, *args)
 
 
 def _second_gradients(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    if in_graph(args[3]):
-        return _double_backward_op(*args)
-    return _apply(_BatchNormDoubleBackward, *args)
+    like = next(tensor for tensor in args if tensor is not None)
+    return _call(_BatchNormDoubleBackward, _double_backward_op, like, *args)
 
 
-def _operator(function: type[Function], name: str, schema: str, fake: Any, vmap: Any) -> Any:
-    """The custom operator of the same functions."""
+def _register(function: Any, name: str, schema: str, fake: Any, vmap: Any) -> Any:
+    """The function's custom operator; and give the function a form of it that graphs record."""
 
     def kernel(*args: Any) -> tuple[Tensor, ...]:
         _check.operator(schema, args)
@@ -276,6 +360,14 @@ def _operator(function: type[Function], name: str, schema: str, fake: Any, vmap:
     op.register_fake(fake)
     op.register_vmap(vmap)
     op.register_autograd(function.backward, setup_context=function.setup_context)
+
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        like = next(arg for arg in args if arg is not None)
+        return op(*args) if in_graph(like) else function.forward(*args)
+
+    function.recorded = type(
+        function.__name__, (function,), {"forward": staticmethod(forward), "__module__": __name__}
+    )
     return op
 
 
@@ -295,7 +387,7 @@ def _fake_double_backward(
     return new_like(x), new_like(x), x.new_empty(x.shape[1], dtype=dtype)
 
 
-_forward_op = _operator(
+_forward_op = _register(
     _BatchNorm,
     "batch_norm",
     "(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, bool training, float eps)"
@@ -303,7 +395,7 @@ _forward_op = _operator(
     _fake_forward,
     _mapped(batch_norm_with_statistics, (1, 0, 0, 0, 0, None, None), (1, 1)),
 )
-_backward_op = _operator(
+_backward_op = _register(
     _BatchNormBackward,
     "batch_norm_backward",
     "(Tensor dy, Tensor x, Tensor? weight, Tensor stats, bool training, float eps)"
@@ -311,7 +403,7 @@ _backward_op = _operator(
     _fake_backward,
     _mapped(_gradients, (1, 1, 0, 1, None, None), (1, 0, 0)),
 )
-_double_backward_op = _operator(
+_double_backward_op = _register(
     _BatchNormDoubleBackward,
     "batch_norm_double_backward",
     "(Tensor? ddx, Tensor? ddweight, Tensor? ddbias, Tensor dy, Tensor x, Tensor? weight,"
