@@ -20,7 +20,7 @@ EPS = 1e-5
 
 def axes(a):
     steps = (stride // a.itemsize for stride in a.strides)
-    return struct.pack(f"{2 * a.ndim}n", *a.shape, *steps)
+    return struct.pack(f"{1 + 2 * a.ndim}n", 1, *a.shape, *steps)
 
 
 def address(a):
@@ -131,7 +131,7 @@ def test_a_tensor_without_memory_is_refused(missing):
 
 def test_too_many_dimensions_are_refused():
     x, stats = np.ones((1,) * 64, np.float32), np.full((6, 1), 7.0)
-    many = struct.pack("130n", *[1] * 130)
+    many = struct.pack("131n", *[1] * 131)
     with pytest.raises(RuntimeError, match="sizes"):
         _core.tensor_forward(
             *(address(x), many, address(x), many, _core.tensor_dtypes["float32"]),
