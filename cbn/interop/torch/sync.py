@@ -107,7 +107,8 @@ class SyncBatchNorm(_BatchNorm, nn.SyncBatchNorm):
 
     Statistics and the gradient of input are those of the batch of all processes, whose parts may
     have different sizes, none included; the gradients of weight and bias are those of the own
-    part, which DistributedDataParallel averages. Without processes, or in evaluation mode, it is
+    part: average them as those of other parameters, with all_reduce, since DistributedDataParallel
+    refuses every nn.SyncBatchNorm on the CPU. Without processes, or in evaluation mode, it is
     plain batch norm. There is no double backward, as in PyTorch's.
     """
 
