@@ -157,8 +157,10 @@ static void split_rows(cbn_work *w)
         strips = wanted < most ? wanted : most > 1 ? most : 1;
     }
     set_strips(w, ceil_div(ceil_div(w->columns > 0 ? w->columns : 1, strips), 16) * 16);
-    /* the last strip may be a line longer, and kernels choose where in 4 KiB a slot begins */
-    w->slot_bytes = (size_t)(w->strip + 16) * sizeof(double) + 4096;
+    /* Rows that are left over and separate lanes have all channels. The last strip may be a line
+     * longer, and kernels choose where in 4 KiB a slot begins. */
+    const ptrdiff_t widest = w->lanes > 1 && w->channels > w->strip ? w->channels : w->strip;
+    w->slot_bytes = (size_t)(widest + 16) * sizeof(double) + 4096;
 }
 
 cbn_work cbn_work_split(ptrdiff_t rows, ptrdiff_t channels, ptrdiff_t inner, int threads, int plain)

@@ -174,6 +174,22 @@ def test_threads_do_not_change_a_byte(shape, dtype):
         same_bytes(everything(b, num_threads=threads), alone)
 
 
+def test_scratch_holds_the_rows_that_are_left_over(dtype):
+    """Of more columns than the strips of many threads, wherever in 4 KiB scratch begins."""
+    b = Batch((4097, 130), dtype)
+    memory = np.empty(b.x.nbytes + 8192, np.uint8)
+    expected = None
+    for offset in range(0, 4096, 64):
+        start = -memory.ctypes.data % 4096 + offset
+        x = memory[start : start + b.x.nbytes].view(dtype).reshape(b.x.shape)
+        x[...] = b.x
+        args = b.dy, x, b.mean, b.var, b.gamma
+        results = cbn.batch_norm_inference_backward(*args, num_threads=16)
+        expected = expected or results
+        for actual, first in zip(results, expected, strict=True):
+            same_bytes(actual, first)
+
+
 def test_threads_do_not_change_a_byte_of_extreme_channels(dtype):
     b = extremes(dtype)
     for name in ("x", "dy"):
