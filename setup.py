@@ -44,7 +44,10 @@ GNU = {
     "cython": ["-fvisibility=hidden", "-g0"],
     "werror": ["-Werror", "-Wstack-usage=8192"],
     # A finding ends the process.
-    "sanitize": ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"],
+    "sanitize": [
+        *("-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"),
+        "-DCBN_CHECK_SCRATCH",
+    ],
     "coverage": ["--coverage", "-fprofile-update=atomic", "-O0"],
     "avx2": GNU_AVX2,
     "avx512": [*GNU_AVX2, *GNU_AVX512, "-mprefer-vector-width=512"],

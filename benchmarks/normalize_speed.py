@@ -55,7 +55,16 @@ def main() -> None:
         commands = {
             "cp": [shutil.which("cp"), str(x), str(out)],
             "shutil.copyfile": [sys.executable, "-c", copy],
-            "cbn normalize": [sys.executable, "-m", "cbn", "normalize", str(x), "-o", str(out)],
+            "cbn normalize": [
+                sys.executable,
+                "-P",
+                "-m",
+                "cbn",
+                "normalize",
+                str(x),
+                "-o",
+                str(out),
+            ],
         }
         turns = {name: [] for name in commands if commands[name][0]}
         for _ in range(options.turns):

@@ -57,7 +57,7 @@ static void piece_of_runs(const operation *op, cbn_place at, int map, cbn_piece 
         piece->tile.cols = map ? left_over : 1;
         piece->tile.run = piece->tile.cols;
     }
-    piece->at = (cbn_place){at.chunk, channel, group, at.work};
+    piece->at = (cbn_place){at.chunk, channel, group, at.work, 0, 0};
     piece->column = channel * w->run;
 }
 

@@ -185,8 +185,8 @@ TESTS = Path(__file__).resolve().parent
 
 def pytest_with(**environment):
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "test_isa.py"),
-         "-k", "tiers_found or every_tier"],
+        [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider",
+         str(TESTS / "test_isa.py"), "-k", "tiers_found or every_tier"],
         cwd=TESTS.parent,
         env=os.environ | {"PYTEST_ADDOPTS": ""} | environment,
         capture_output=True,

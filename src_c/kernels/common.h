@@ -40,6 +40,11 @@ CBN_INLINE void *cbn_scratch(const cbn_tile *tile, int i)
     char *const slot = (char *)tile->work + (size_t)i * tile->slot_bytes;
     const uintptr_t rows = (uintptr_t)tile->rows_data / sizeof(double) * sizeof(double);
     const uintptr_t wanted = rows + 448 * (uintptr_t)(i + 1);
+#ifdef CBN_CHECK_SCRATCH
+    if ((size_t)tile->cols * sizeof(double) + 4095 > tile->slot_bytes) {
+        __builtin_trap();
+    }
+#endif
     return slot + (wanted - (uintptr_t)slot) % 4096;
 }
 
