@@ -39,17 +39,42 @@ def error_of_one_value(rank: int) -> str:
     return "none"
 
 
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
+    return torch.nn.Sequential(*layers).double()
+
+
+def gradients(model: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """Those of the mean of the squares of the output."""
+    model(x).square().mean().backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def data(processes: int) -> torch.Tensor:
+    return torch.randn(6 * processes, 3, generator=torch.Generator().manual_seed(1)).double()
+
+
+def of_distributed_data(rank: int, processes: int) -> list[torch.Tensor]:
+    """By DistributedDataParallel, of parts of equal size."""
+    synchronized = SyncBatchNorm.convert_sync_batchnorm(model())
+    parallel = torch.nn.parallel.DistributedDataParallel(synchronized)
+    return gradients(parallel, data(processes).chunk(processes)[rank])
+
+
 def main(rank: int, meeting: str, cases: str, results: str) -> None:
     torch.set_num_threads(1)
     given = torch.load(cases)
+    processes = len(given[0]["parts"])
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{meeting}",
         rank=rank,
-        world_size=len(given[0]["parts"]),
+        world_size=processes,
         timeout=datetime.timedelta(seconds=60),
     )
-    torch.save(([steps(case, rank) for case in given], error_of_one_value(rank)), results)
+    found = [steps(case, rank) for case in given]
+    torch.save((found, error_of_one_value(rank), of_distributed_data(rank, processes)), results)
     distributed.destroy_process_group()
 
 

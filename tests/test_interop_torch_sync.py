@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: pip install --group 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("this PyTorch has no gloo", allow_module_level=True)
 
+import sync_batch_norm  # noqa: E402
 from cbn.interop.torch import BatchNorm1d, SyncBatchNorm  # noqa: E402
 
 WORKER = Path(__file__).with_name("sync_batch_norm.py")
@@ -66,8 +67,8 @@ def run(cases, folder):
             out, _ = process.communicate(timeout=120)
             assert process.returncode == 0, out
     results = [torch.load(folder / f"out{rank}") for rank in ranks]
-    by_case = zip(cases, zip(*(steps for steps, _ in results), strict=True), strict=True)
-    return dict(by_case), [error for _, error in results]
+    steps, errors, gradients = zip(*results, strict=True)
+    return dict(zip(cases, zip(*steps, strict=True), strict=True)), list(errors), gradients
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +106,27 @@ def check(given, found, tolerance=1e-11):
             torch.testing.assert_close(actual, expected, **close, msg=name)
 
 
+def check_distributed_data(found):
+    """Every process has the gradients of the whole batch in one process, by PyTorch."""
+    expected = sync_batch_norm.gradients(sync_batch_norm.model(), sync_batch_norm.data(len(found)))
+    for gradients in found:
+        for actual, right in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(actual, right, rtol=1e-11, atol=1e-11)
+
+
+def test_distributed_data_parallel(pairs):
+    check_distributed_data(pairs[2])
+
+
 @pytest.mark.parametrize("name", ["uneven", "images", "one empty", "one value each"])
 def test_parts_of_a_batch(name, pairs):
     check(PAIRS[name], pairs[0][name])
 
 
 def test_three_processes_with_an_empty_one(tmp_path):
-    found, _ = run(TRIPLES, tmp_path)
+    found, _, gradients = run(TRIPLES, tmp_path)
     check(TRIPLES["three"], found["three"])
+    check_distributed_data(gradients)
 
 
 @pytest.mark.parametrize("name, tolerance", [("float32", 1e-4), ("bfloat16", 5e-2)])

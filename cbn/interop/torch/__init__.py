@@ -1,9 +1,10 @@
 """Batch normalization for PyTorch on CPUs: its modules, its function, and `convert` for models.
 
-`BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d`, their lazy forms and `SyncBatchNorm` are subclasses of
-PyTorch's that compute with cbn: constructor, attributes, state_dict, printed form and error texts
-are PyTorch's own. Tensors are not copied; gradients of the first and second order, torch.compile,
-torch.func and autocast work as with PyTorch's. Needs the extra ``cbn[torch]``.
+`BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d` and their lazy forms are subclasses of PyTorch's that
+compute with cbn: constructor, attributes, state_dict, printed form and error texts are PyTorch's
+own. `SyncBatchNorm` is like its namesake, and works under DistributedDataParallel. Tensors are not
+copied; gradients of the first and second order, torch.compile, torch.func and autocast work as with
+PyTorch's. Needs the extra ``cbn[torch]``.
 
 A call uses as many threads as both `torch.get_num_threads` and `cbn.get_num_threads` allow.
 """

@@ -102,15 +102,36 @@ class _SyncBatchNorm(Function):
         return dx, dweight, dbias, None, None
 
 
-class SyncBatchNorm(_BatchNorm, nn.SyncBatchNorm):
+class SyncBatchNorm(_BatchNorm):
     """torch.nn.SyncBatchNorm for tensors on the CPU, with any backend that has all_gather (gloo).
 
     Statistics and the gradient of input are those of the batch of all processes, whose parts may
     have different sizes, none included; the gradients of weight and bias are those of the own
-    part: average them as those of other parameters, with all_reduce, since DistributedDataParallel
-    refuses every nn.SyncBatchNorm on the CPU. Without processes, or in evaluation mode, it is
+    part, which DistributedDataParallel averages. Without processes, or in evaluation mode, it is
     plain batch norm. There is no double backward, as in PyTorch's.
+
+    It has the constructor and the state of torch.nn.SyncBatchNorm and is no subclass of it, since
+    DistributedDataParallel refuses those on the CPU.
     """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+        **options: Any,
+    ) -> None:
+        settings = (eps, momentum, affine, track_running_stats, device, dtype)
+        super().__init__(num_features, *settings, **options)
+        self.process_group = process_group
+
+    _check_input_dim = nn.SyncBatchNorm._check_input_dim
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def _normalize(
         self,
