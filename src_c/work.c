@@ -98,9 +98,6 @@ static ptrdiff_t run_of(ptrdiff_t rows, ptrdiff_t inner)
             return run;
         }
     }
-    if (inner <= GROUP_COLUMNS) {
-        return inner;
-    }
     ptrdiff_t run = MIN_RUN;
     while (2 * run <= most) {
         run *= 2;
