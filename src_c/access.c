@@ -70,20 +70,20 @@ static void write_row(const cbn_access *access, const void *from_, ptrdiff_t pos
     }
 }
 
-/* Elements k of rows that begin at from[] and step evenly, to element `at` of to[]. */
-#define CBN_MOVE_ROWS(type, n, to_element, from_element)                                           \
+/* Elements k < length of n rows r; a constant number of rows is a loop without a branch. */
+#define CBN_COPY_ROWS(type, n, to_element, from_element)                                           \
     for (ptrdiff_t k = 0; k < length; ++k) {                                                       \
         for (ptrdiff_t r = 0; r < (n); ++r) {                                                      \
             memcpy(to_element, from_element, sizeof(type));                                        \
         }                                                                                          \
     }
-#define CBN_MOVE_ELEMENTS(to_element, from_element, size)                                          \
+#define CBN_COPY_ELEMENTS(to_element, from_element, size)                                          \
     if (size == 4 && rows == CBN_GATHERED_ROWS) {                                                  \
-        CBN_MOVE_ROWS(uint32_t, CBN_GATHERED_ROWS, to_element, from_element)                       \
+        CBN_COPY_ROWS(uint32_t, CBN_GATHERED_ROWS, to_element, from_element)                       \
     } else if (size == 4) {                                                                        \
-        CBN_MOVE_ROWS(uint32_t, rows, to_element, from_element)                                    \
+        CBN_COPY_ROWS(uint32_t, rows, to_element, from_element)                                    \
     } else {                                                                                       \
-        CBN_MOVE_ROWS(uint64_t, rows, to_element, from_element)                                    \
+        CBN_COPY_ROWS(uint64_t, rows, to_element, from_element)                                    \
     }
 
 /* Pieces of all rows side by side, so that a line that several rows share is loaded once: forward
@@ -106,23 +106,11 @@ static void move_rows(const cbn_access *access, void *const *made, ptrdiff_t row
             apart = p.step;
         }
         if (out) {
-            CBN_MOVE_ELEMENTS(there[r] + k * apart, here[r] + k * size, size)
+            CBN_COPY_ELEMENTS(there[r] + k * apart, here[r] + k * size, size)
         } else {
-            CBN_MOVE_ELEMENTS(here[r] + k * size, there[r] + k * apart, size)
+            CBN_COPY_ELEMENTS(here[r] + k * size, there[r] + k * apart, size)
         }
     }
-}
-
-static void gather(const cbn_access *access, void *const *to, ptrdiff_t rows, ptrdiff_t position,
-                   ptrdiff_t step, ptrdiff_t column, ptrdiff_t cols)
-{
-    move_rows(access, to, rows, position, step, column, cols, 0);
-}
-
-static void scatter(const cbn_access *access, void *const *from, ptrdiff_t rows, ptrdiff_t position,
-                    ptrdiff_t step, ptrdiff_t column, ptrdiff_t cols)
-{
-    move_rows(access, from, rows, position, step, column, cols, 1);
 }
 
 static int is_apart(const cbn_array *array, const cbn_kernels *kernels, ptrdiff_t run)
@@ -149,7 +137,7 @@ cbn_array_access cbn_access_to(const cbn_array *array, const cbn_kernels *kernel
 {
     const ptrdiff_t itemsize = (ptrdiff_t)kernels->itemsize;
     return (cbn_array_access){
-        .access = {locate, read_row, write_row, is_apart(array, kernels, run), gather, scatter},
+        .access = {locate, read_row, write_row, is_apart(array, kernels, run), move_rows},
         .array = array,
         .kernels = kernels,
         .positions = positions,

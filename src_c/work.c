@@ -239,6 +239,15 @@ static void share_channels(const team *m, cbn_step step, int thread, int threads
     barrier(threads);
 }
 
+/* One tile more, for the last thread. */
+static void take_left_over(const team *m, cbn_step step, int thread, int threads)
+{
+    const cbn_work *const w = m->work;
+    if (w->left_over > 0 && thread == threads - 1) {
+        step(m->operation, (cbn_place){w->chunks, 0, w->channels, work_of(w, thread), 0, 0});
+    }
+}
+
 /* Tiles in the order of rows; `backwards` begins where the pass before it ended, in the cache. */
 static void share_tiles(const team *m, cbn_step step, int backwards, int thread, int threads)
 {
@@ -252,9 +261,7 @@ static void share_tiles(const team *m, cbn_step step, int backwards, int thread,
         const ptrdiff_t tile = backwards ? last - 1 - i : first + i;
         step(m->operation, place_of(w, tile / w->strips, tile % w->strips, thread));
     }
-    if (w->left_over > 0 && thread == threads - 1) {
-        step(m->operation, (cbn_place){w->chunks, 0, w->channels, work_of(w, thread), 0, 0});
-    }
+    take_left_over(m, step, thread, threads);
     barrier(threads);
 }
 
@@ -270,15 +277,16 @@ static int maps_share_rows(const cbn_work *w, int threads)
 static void share_rows(const team *m, cbn_step step, int thread, int threads)
 {
     const cbn_work *const w = m->work;
-    for (ptrdiff_t tile = w->chunks * w->strips; step != NULL && tile-- > 0;) {
+    if (step == NULL) {
+        return;
+    }
+    for (ptrdiff_t tile = w->chunks * w->strips; tile-- > 0;) {
         cbn_place place = place_of(w, tile / w->strips, tile % w->strips, thread);
         place.part = thread;
         place.parts = threads;
         step(m->operation, place);
     }
-    if (step != NULL && w->left_over > 0 && thread == threads - 1) {
-        step(m->operation, (cbn_place){w->chunks, 0, w->channels, work_of(w, thread), 0, 0});
-    }
+    take_left_over(m, step, thread, threads);
 }
 
 static void run_by_rows(const team *m, int thread, int threads)

@@ -73,9 +73,7 @@ static void CBN_NAME(backward_dx_apart)(const CBN_NAME(dx_work) * w, cbn_output 
                                        cbn_input_row(dy, r, &tile, 15),
                                        cbn_input_row(x, r, &tile, 7), tile);
         }
-        if (CBN_APART(dx)) {
-            cbn_scatter(dx, tile.rows, tile, 23);
-        }
+        CBN_SCATTER(dx, tile.rows, 23)
         CBN_ADVANCE(x, tile.rows)
         CBN_ADVANCE(dy, tile.rows)
         CBN_ADVANCE(dx, tile.rows)

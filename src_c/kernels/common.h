@@ -99,19 +99,25 @@ CBN_INLINE const char *cbn_row(const cbn_input *in, ptrdiff_t r, const cbn_tile 
 
 #define CBN_APART(array) ((array).access != NULL && (array).access->apart)
 
-CBN_UNUSED static void cbn_gather(cbn_input in, ptrdiff_t rows, cbn_tile tile, int slot)
+/* The next rows of an array that lie apart: row r into scratch `slot` + r, or out of it. */
+CBN_UNUSED static void cbn_move_rows(const cbn_access *access, ptrdiff_t position, ptrdiff_t step,
+                                     ptrdiff_t channel, ptrdiff_t rows, cbn_tile tile, int slot,
+                                     int out)
 {
-    void *to[CBN_GATHERED_ROWS];
+    void *made[CBN_GATHERED_ROWS];
     for (int r = 0; r < rows; ++r) {
-        to[r] = cbn_scratch(&tile, slot + r);
+        made[r] = cbn_scratch(&tile, slot + r);
     }
-    in.access->gather(in.access, to, rows, in.position, in.stride, in.channel, tile.cols);
+    access->move(access, made, rows, position, step, channel, tile.cols, out);
 }
 
-/* The next rows of an input that lie apart, row r into scratch `slot` + r. */
+#define CBN_MOVE_ROWS(array, rows, slot, out)                                                      \
+    cbn_move_rows((array).access, (array).position, (array).stride, (array).channel, rows, tile,   \
+                  slot, out);
+
 #define CBN_GATHER(in, rows, slot)                                                                 \
     if (CBN_APART(in)) {                                                                           \
-        cbn_gather(in, rows, tile, slot);                                                          \
+        CBN_MOVE_ROWS(in, rows, slot, 0)                                                           \
         (in).gathered = 1;                                                                         \
     }
 
@@ -160,7 +166,7 @@ CBN_INLINE void cbn_row_made(const cbn_output *out, const void *row, const cbn_t
     }
 }
 
-/* Row r of an output alone; if rows lie apart, in scratch `slot` + r for cbn_scatter. */
+/* Row r of an output alone; if rows lie apart, in scratch `slot` + r for CBN_SCATTER. */
 CBN_INLINE cbn_output cbn_output_row(cbn_output out, ptrdiff_t r, const cbn_tile *tile, int slot)
 {
     if (CBN_APART(out)) {
@@ -171,14 +177,10 @@ CBN_INLINE cbn_output cbn_output_row(cbn_output out, ptrdiff_t r, const cbn_tile
     return out;
 }
 
-CBN_UNUSED static void cbn_scatter(cbn_output out, ptrdiff_t rows, cbn_tile tile, int slot)
-{
-    void *from[CBN_GATHERED_ROWS];
-    for (int r = 0; r < rows; ++r) {
-        from[r] = cbn_scratch(&tile, slot + r);
+#define CBN_SCATTER(array, rows, slot)                                                             \
+    if (CBN_APART(array)) {                                                                        \
+        CBN_MOVE_ROWS(array, rows, slot, 1)                                                        \
     }
-    out.access->scatter(out.access, from, rows, out.position, out.stride, out.channel, tile.cols);
-}
 
 #define CBN_OUT_ROW(out, r, slot) ((CBN_ELEMENT *)cbn_out_row(&(out), r, &tile, slot))
 

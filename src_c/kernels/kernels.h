@@ -34,13 +34,11 @@ struct cbn_access {
                  ptrdiff_t cols);
     void (*write)(const cbn_access *access, const void *from, ptrdiff_t position, ptrdiff_t channel,
                   ptrdiff_t cols);
-    /* Whether the elements of a row lie apart and are moved as they are: then at most
-     * CBN_GATHERED_ROWS rows, `step` positions apart, can be moved together. */
+    /* Whether the elements of a row lie apart and are moved as they are: then up to
+     * CBN_GATHERED_ROWS rows, `step` positions apart, go together into made[], or out of it. */
     int apart;
-    void (*gather)(const cbn_access *access, void *const *to, ptrdiff_t rows, ptrdiff_t position,
-                   ptrdiff_t step, ptrdiff_t channel, ptrdiff_t cols);
-    void (*scatter)(const cbn_access *access, void *const *from, ptrdiff_t rows, ptrdiff_t position,
-                    ptrdiff_t step, ptrdiff_t channel, ptrdiff_t cols);
+    void (*move)(const cbn_access *access, void *const *made, ptrdiff_t rows, ptrdiff_t position,
+                 ptrdiff_t step, ptrdiff_t channel, ptrdiff_t cols, int out);
 };
 
 typedef struct cbn_kernels cbn_kernels;

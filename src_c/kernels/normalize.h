@@ -119,9 +119,7 @@ static void CBN_NAME(normalize_apart)(const CBN_NAME(normalize_work) * w, cbn_ou
             CBN_NAME(normalize_rows)(w, 1, 0, cbn_output_row(y, r, &tile, 15),
                                      cbn_input_row(x, r, &tile, 7), tile);
         }
-        if (CBN_APART(y)) {
-            cbn_scatter(y, tile.rows, tile, 15);
-        }
+        CBN_SCATTER(y, tile.rows, 15)
         CBN_ADVANCE(x, tile.rows)
         CBN_ADVANCE(y, tile.rows)
     }
