@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "cbn.h"
+#include "compiler.h"
 
 /* a + b as the nearest number and what it leaves out (Knuth's two-sum). */
 static void two_sum(double *sum, double *low, double a, double b)
@@ -20,6 +21,7 @@ void cbn_channels_merge_moments(double *base, double *offset, double *m2, const 
 {
     const double share = (double)n2 / ((double)n1 + (double)n2);
     const double spread = (double)n1 * share;
+    CBN_SIMD
     for (ptrdiff_t j = 0; j < count; ++j) {
         const double delta = (base2[j] - base[j]) + (offset2[j] - offset[j]);
         two_sum(&base[j], &offset[j], base[j], offset[j] + delta * share);
@@ -68,6 +70,7 @@ void cbn_channels_statistics(double *mean, double *mean_low, double *var, const 
                              const double *offset, const double *m2, ptrdiff_t rows,
                              ptrdiff_t count)
 {
+    CBN_SIMD
     for (ptrdiff_t j = 0; j < count; ++j) {
         two_sum(&mean[j], &mean_low[j], base[j], offset[j]);
         var[j] = m2[j] / (double)rows;

@@ -51,7 +51,8 @@ CBN_INLINE void CBN_NAME(backward_sums_part)(const CBN_NAME(sums_work) * w, int 
         made ? CBN_SCRATCH(CBN_ELEMENT, 11) : (CBN_ELEMENT *)(dx.data + 2 * dx.stride);
     CBN_ELEMENT *const dx3 =
         made ? CBN_SCRATCH(CBN_ELEMENT, 12) : (CBN_ELEMENT *)(dx.data + 3 * dx.stride);
-    CBN_COLUMNS(tile, j, {
+    /* float64 has too many numbers under way for two vectors of a line: 1.1 times as long */
+    CBN_COLUMNS_OF(!CBN_KEEP_LOW, tile, j, {
         const CBN_WORK h = high[j], p = power[j];
         const CBN_WORK dy0 = CBN_LOAD(g0, j), dy1 = CBN_LOAD(g1, j);
         const CBN_WORK dy2 = CBN_LOAD(g2, j), dy3 = CBN_LOAD(g3, j);
