@@ -8,10 +8,10 @@
 #include "dispatch.h"
 #include "layout.h"
 
-/* Bytes of an array from which on its rows are read in order, and its stores go past the caches.
- * Neither changes a result. */
-#define IN_ORDER_BYTES (8 << 20)
-#define STREAM_BYTES (16 << 20)
+/* Bytes of all arrays from which on rows are read in order, and stores go past the caches. Neither
+ * changes a result. */
+#define IN_ORDER_BYTES (16 << 20)
+#define STREAM_BYTES (24 << 20)
 
 static int is_left_over(const operation *op, cbn_place at) { return at.chunk == op->work.chunks; }
 
@@ -149,11 +149,24 @@ const double *or_null(const double *values, cbn_place at)
     return values == NULL ? NULL : values + at.column;
 }
 
+void take(const operation *op, int k, const double *values, cbn_place at)
+{
+    if (op->work.lanes > 1) {
+        cbn_channels_copy(coefficient(op, k, at), values + at.column, 0, at.columns);
+    }
+}
+
+const double *taken(const operation *op, int k, const double *values, cbn_place at)
+{
+    return op->work.lanes > 1 ? coefficient(op, k, at) : values + at.column;
+}
+
 cbn_channels channels_at(const operation *op, cbn_place at)
 {
-    const double *const invstd = coefficient(op, INVSTD, at);
-    return (cbn_channels){.mean = coefficient(op, MEAN, at),
-                          .mean_low = coefficient(op, MEAN_LOW, at),
+    const cbn_statistics *const s = &op->statistics;
+    const double *const invstd = taken(op, INVSTD, s->invstd, at);
+    return (cbn_channels){.mean = taken(op, MEAN, s->mean, at),
+                          .mean_low = taken(op, MEAN_LOW, s->mean_low, at),
                           .invstd = invstd,
                           .scale = invstd,
                           .along_xhat = invstd,
@@ -163,9 +176,9 @@ cbn_channels channels_at(const operation *op, cbn_place at)
 void take_statistics(const operation *op, cbn_place at)
 {
     const cbn_statistics *const s = &op->statistics;
-    cbn_channels_copy(coefficient(op, MEAN, at), s->mean + at.column, 0, at.columns);
-    cbn_channels_copy(coefficient(op, MEAN_LOW, at), s->mean_low + at.column, 0, at.columns);
-    cbn_channels_copy(coefficient(op, INVSTD, at), s->invstd + at.column, 0, at.columns);
+    take(op, MEAN, s->mean, at);
+    take(op, MEAN_LOW, s->mean_low, at);
+    take(op, INVSTD, s->invstd, at);
 }
 
 static int coefficients_of(int partials)
@@ -286,6 +299,18 @@ static void fit_to_arrays(operation *op)
     }
 }
 
+/* Bytes of all arrays; one that is written in place counts once. */
+static double memory_of(const operation *op, ptrdiff_t rows)
+{
+    const cbn_array *const x = op->operands[X].array, *const out = op->operands[OUT].array;
+    int arrays = 0;
+    for (int i = 0; i < OPERANDS; ++i) {
+        const cbn_array *const array = op->operands[i].array;
+        arrays += array != NULL && (i == OUT || out == NULL || array->data != out->data);
+    }
+    return arrays * (double)rows * (double)x->channels * (double)op->kernels->itemsize;
+}
+
 cbn_status operation_run(operation *op, const cbn_steps *steps, int plain,
                          const cbn_resources *resources)
 {
@@ -338,7 +363,7 @@ cbn_status operation_run(operation *op, const cbn_steps *steps, int plain,
                                                    selection.positions, op->work.run);
         }
     }
-    const double bytes = (double)rows * (double)x->channels * (double)op->kernels->itemsize;
+    const double bytes = memory_of(op, rows);
     op->in_order = bytes >= IN_ORDER_BYTES;
     op->stream = bytes >= STREAM_BYTES;
     op->work.scratch =

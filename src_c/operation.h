@@ -58,6 +58,11 @@ cbn_output output_of(const operation *op, int operand, const cbn_piece *piece);
 double *partial_at(const operation *op, ptrdiff_t chunk, int k, cbn_place at);
 double *coefficient(const operation *op, int k, cbn_place at);
 
+/* A given array of a number a channel as coefficient k: itself, or a copy for each lane. take()
+ * comes before spread_to_lanes(), taken() after it. */
+void take(const operation *op, int k, const double *values, cbn_place at);
+const double *taken(const operation *op, int k, const double *values, cbn_place at);
+
 /* The place's part of an array of a number a channel, NULL of NULL. */
 const double *or_null(const double *values, cbn_place at);
 
@@ -65,7 +70,7 @@ const double *or_null(const double *values, cbn_place at);
  * that need float64. Those a kernel does not use are given as invstd. */
 cbn_channels channels_at(const operation *op, cbn_place at);
 
-/* The given statistics as coefficients. */
+/* take() of the statistics. */
 void take_statistics(const operation *op, cbn_place at);
 
 /* The first lane's coefficients for all lanes. */

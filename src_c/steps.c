@@ -25,10 +25,19 @@ static void moments_tile(const void *operation_, cbn_place at)
     reduce_place(operation_, at, moments_piece);
 }
 
+static void shift(const operation *op, cbn_place at)
+{
+    if (op->beta == NULL) {
+        cbn_channels_copy(coefficient(op, ALONG_ONE, at), NULL, 0, at.columns);
+    } else {
+        take(op, ALONG_ONE, op->beta, at);
+    }
+}
+
 static void normalize_coefficients(const operation *op, cbn_place at)
 {
     scale(op, at);
-    cbn_channels_copy(coefficient(op, ALONG_ONE, at), or_null(op->beta, at), 0, at.columns);
+    shift(op, at);
     take_statistics(op, at);
     spread_to_lanes(op, at);
 }
@@ -88,7 +97,8 @@ static cbn_channels normalize_channels(const operation *op, const cbn_piece *pie
 {
     cbn_channels channels = channels_at(op, piece->at);
     channels.scale = coefficient(op, SCALE, piece->at);
-    channels.along_one = coefficient(op, ALONG_ONE, piece->at);
+    channels.along_one = op->beta == NULL ? coefficient(op, ALONG_ONE, piece->at)
+                                          : taken(op, ALONG_ONE, op->beta, piece->at);
     return channels;
 }
 
@@ -202,7 +212,7 @@ static void gated_start(const void *operation_, cbn_place at)
 {
     const operation *const op = operation_;
     scale(op, at);
-    cbn_channels_copy(coefficient(op, ALONG_ONE, at), or_null(op->beta, at), 0, at.columns);
+    shift(op, at);
     take_statistics(op, at);
     spread_to_lanes(op, at);
 }
