@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,8 @@ class CacheFields:
         count: float,
         options: ForwardOptions,
     ) -> None: ...
+
+_Cache = TypeVar("_Cache", bound=CacheFields)
 
 def moments(
     stats: _Channels, x: NDArray, axis: int, eps: float, positions: _Positions, threads: int
@@ -160,19 +163,17 @@ def double_backward(
     threads: int,
 ) -> None: ...
 def plain_forward(
-    x: object, gamma: object, beta: object, out: object, eps: float, threads: _Threads
-) -> tuple[_Array, _Channels] | None: ...
-def plain_backward(
-    dy: object,
-    x: _Array,
-    stats: _Channels,
-    count: float,
-    gamma64: _Channels | None,
-    gamma: NDArray | None,
-    dgamma_dtype: np.dtype | None,
-    dbeta_dtype: np.dtype | None,
+    x: object,
+    gamma: object,
+    beta: object,
     out: object,
+    eps: float,
     threads: _Threads,
+    cache_type: type[_Cache],
+    options: ForwardOptions,
+) -> tuple[_Array, _Cache] | None: ...
+def plain_backward(
+    dy: object, cache: CacheFields, out: object, threads: _Threads
 ) -> tuple[_Array, _Array | None, _Array | None] | None: ...
 def plain_inference(
     x: object,

@@ -40,6 +40,9 @@ What a BatchNormCache holds: set by Python, this took 0.5 us of a small call's 4
     cdef readonly object _shape, _stats, _gamma, _gamma_dtype, _beta_dtype, _options
 
     def __init__(self, x, stats, gamma64, gamma, beta, eps, axis, count, options):
+        self.set(x, stats, gamma64, gamma, beta, eps, axis, count, options)
+
+    cdef void set(self, x, stats, gamma64, gamma, beta, eps, axis, count, options):
         self.x = x
         self.gamma = gamma
         self.eps = eps

@@ -165,13 +165,10 @@ def batch_norm_forward(
         and (type(eps) is float and 0 <= eps < inf)
         and (num_threads is None or _plain_threads(num_threads))
     ):
-        plain = _core.plain_forward(x, gamma, beta, out, eps, num_threads or get_num_threads)
+        threads = num_threads or get_num_threads
+        plain = _core.plain_forward(x, gamma, beta, out, eps, threads, BatchNormCache, NO_OPTIONS)
         if plain is not None:
-            y, stats = plain
-            gamma64 = None if gamma is None else stats[4]
-            return y, BatchNormCache(
-                *(x, stats, gamma64, gamma, beta, eps, 1, x.shape[0], NO_OPTIONS)
-            )
+            return plain
     y, x, call, options = prepared(
         *(x, gamma, beta, axis, eps, mask, sample_weight, residual, activation, out, num_threads)
     )
@@ -229,11 +226,12 @@ def batch_norm_backward(
     """
     _check.cache(cache, BatchNormCache)
     x, options = cache.x, cache._options
-    if options.plain and cache.axis == 1 and (num_threads is None or _plain_threads(num_threads)):
-        plain = _core.plain_backward(
-            *(dy, x, cache._stats, cache.count, cache._gamma, cache.gamma),
-            *(cache._gamma_dtype, cache._beta_dtype, out, num_threads or get_num_threads),
-        )
+    if (
+        (options is NO_OPTIONS or options.plain)
+        and cache.axis == 1
+        and (num_threads is None or _plain_threads(num_threads))
+    ):
+        plain = _core.plain_backward(dy, cache, out, num_threads or get_num_threads)
         if plain is not None:
             return plain
     _check.unchanged(cache)

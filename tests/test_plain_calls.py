@@ -8,6 +8,7 @@ import pytest
 import cbn
 from cases import same_bytes
 from cbn import _core
+from cbn.cache import NO_OPTIONS, BatchNormCache
 
 SHAPES = [(1, 1), (2, 3), (32, 64), (1, 5), (300, 17), (4097, 2), (70, 1025)]
 DTYPES = [np.float32, np.float64]
@@ -53,6 +54,12 @@ def test_the_last_axis_of_two_takes_the_short_way(axis, monkeypatch):
     cbn.batch_norm_inference_backward(x, x, cache.mean, cache.var, gamma, axis=axis)
 
 
+def forward(x, gamma, beta, out, threads=1):
+    return _core.plain_forward(
+        x, gamma, beta, out, 1e-5, threads, BatchNormCache, NO_OPTIONS
+    )
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_plain_arguments_take_the_short_way(dtype):
     x, dy, gamma, beta = data((32, 64), dtype)
@@ -60,11 +67,13 @@ def test_plain_arguments_take_the_short_way(dtype):
     padded[...] = x
     for rows in (x, padded, x[::-1], x[::2]):
         out = np.empty(rows.shape, dtype)
-        y, stats = _core.plain_forward(rows, gamma, None, out, 1e-5, 1)
-        assert y is out and stats.dtype == np.float64 and not stats.flags.writeable
+        y, cache = forward(rows, gamma, None, out)
+        assert y is out and type(cache) is BatchNormCache
+        stats = cache._stats
+        assert stats.dtype == np.float64 and not stats.flags.writeable
         dx = np.empty(rows.shape, dtype)
-        back = _core.plain_backward(rows, rows, stats, 32.0, None, gamma, None, None, dx, 1)
-        assert back[0] is dx and back[1] is back[2] is None
+        back = _core.plain_backward(rows, cache, dx, 1)
+        assert back[0] is dx and back[1].dtype == gamma.dtype and back[2] is None
         in_place = np.array(rows)
         mean, var = stats[0].copy(), stats[2].copy()
         assert _core.plain_inference(in_place, mean, var, None, beta, in_place, 0.1, 1) is in_place
@@ -116,7 +125,7 @@ def unusual():
 def test_anything_else_is_declined_untouched(name):
     x, gamma, beta, out = unusual()[name]
     before = None if out is None else np.array(out)
-    assert _core.plain_forward(x, gamma, beta, out, 1e-5, 1) is None
+    assert forward(x, gamma, beta, out) is None
     if out is not None:
         np.testing.assert_array_equal(out, before)
 
@@ -124,13 +133,10 @@ def test_anything_else_is_declined_untouched(name):
 def test_a_cache_whose_x_has_changed_its_shape_is_declined():
     x, dy, gamma, beta = data((32, 64), np.float32)
     _, cache = cbn.batch_norm_forward(x, gamma, beta)
-    stats = cache._stats
-    assert (
-        _core.plain_backward(
-            dy.reshape(64, 32), x.reshape(64, 32), stats, 32.0, None, None, None, None, None, 1
-        )
-        is None
+    other = BatchNormCache(
+        *(x.reshape(64, 32), cache._stats, None, None, None, 1e-5, 1, 64, NO_OPTIONS)
     )
+    assert _core.plain_backward(dy.reshape(64, 32), other, None, 1) is None
 
 
 def test_a_negative_variance_is_declined():
@@ -144,7 +150,7 @@ def test_a_negative_variance_is_declined():
 def test_threads_are_asked_for_where_they_may_pay(shape, asked):
     x, dy, gamma, beta = data(shape, np.float32)
     calls = []
-    _core.plain_forward(x, gamma, beta, None, 1e-5, lambda: calls.append(1) or 2)
+    forward(x, gamma, beta, None, lambda: calls.append(1) or 2)
     assert len(calls) == asked
 
 
