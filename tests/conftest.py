@@ -50,7 +50,7 @@ def _run_python():
 
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory):
-    """A function from a name in tests/shims to the path of the library that it makes of it."""
+    """A function from a name in tests/shims to LD_PRELOAD with the library that it makes of it."""
     compiler = show_config("dicts")["compiler"]["command"].split()
     folder = tmp_path_factory.mktemp("shims")
 
@@ -59,7 +59,7 @@ def shim(tmp_path_factory):
         if not path.exists():
             source = str(TESTS / "shims" / f"{name}.c")
             subprocess.run([*compiler, "-shared", "-fPIC", source, "-o", path, "-ldl"], check=True)
-        return str(path)
+        return " ".join(filter(None, [os.environ.get("LD_PRELOAD"), str(path)]))
 
     return library
 

@@ -33,6 +33,7 @@ LARGE = [
     *(((3, 5, 37, 41), 1), ((2, 64, 28, 28), 1), ((300, 7, 3), 1), ((2, 1030, 5), 1)),
     *(((5, 3, 1025), 1), ((1, 2, 300, 301), 1), ((9, 33, 1), 1), ((17, 9, 64), -1)),
     *(((7, 130, 2, 2), 1), ((3, 70001), 0), ((2, 3, 4, 5, 60), 2), ((40, 3, 16, 16), 0)),
+    *(((8, 70, 7, 7), 1), ((3, 40, 9, 11), 1)),
 ]
 
 axes = pytest.mark.parametrize("shape, axis", AXES.values(), ids=AXES)
@@ -100,6 +101,23 @@ def test_a_mean_far_from_zero(shape, axis):
     b.x += np.float32(3e5)
     b.x[(0,) * len(shape)] = 1e9
     reference.check(b.x, b.dy, b.gamma, b.beta, axis=axis)
+
+
+@pytest.mark.parametrize("lay_out", [np.asarray, np.asfortranarray, reverse], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("shape", "axis"), [((70, 9), 1), ((6, 9, 40), 1), ((3, 9, 5, 7), 1)])
+def test_channels_that_float32_cannot_square(shape, axis, lay_out):
+    """Among ordinary ones: what is computed with float64 begins at their columns."""
+    b = Batch(shape, np.float32, axis=axis)
+    channels = np.moveaxis(b.x, axis, 0)
+    channels[[2, 3, 6]] *= np.float32(1e30)
+    channels[5] *= np.float32(1e-30)
+    b.x, b.dy = lay_out(b.x), lay_out(b.dy)
+    reference.check(b.x, b.dy, b.gamma, b.beta, axis=axis, eps=0.0)
+    b.mean, b.var = b.mean.astype(np.float64), b.var.astype(np.float64)
+    b.gamma = b.gamma.astype(np.float64)
+    b.var[[2, 3, 6]] *= 1e60
+    b.gamma[[2, 3, 6]] *= 1e30
+    reference.check_inference(b, axis)
 
 
 @given(drawn=batches(), eps=st.sampled_from([0.0, 1e-5, 1.0]))

@@ -89,6 +89,18 @@ def test_factors_that_float32_cannot_hold(gamma, var):
     check_y(x, b.mean, b.var, b.gamma, b.beta, 0.0)
 
 
+@pytest.mark.parametrize(("gamma", "std"), [(1e20, 1e-27), (1e-30, 1e-35), (1e-25, 1e-32)])
+def test_factors_of_channels_with_little_spread(gamma, std):
+    """gamma / std, or 1 / std, is past float32; gamma * x / std is not."""
+    b = Batch((37, 40), np.float32)
+    mean, var, gammas = (np.array(a, np.float64) for a in (b.mean, b.var, b.gamma))
+    mean[:3] *= std
+    var[:3] *= std**2
+    gammas[:3] *= gamma
+    b.x[:, :3] *= np.float32(std)
+    check_y(b.x, mean, var, gammas, b.beta, 0.0)
+
+
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
 def test_gamma_of_zero_leaves_beta(eps, dtype):
     b = Batch((70, 9), dtype)

@@ -385,12 +385,17 @@ def test_a_file_that_shrinks_meanwhile(run, monkeypatch):
 
 
 def command(*argv, before=()):
-    return subprocess.Popen(
-        [*before, sys.executable, "-m", "cbn", "normalize", *argv],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+    # tests that run in the background ignore SIGINT, which a process would inherit
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [*before, sys.executable, "-m", "cbn", "normalize", *argv],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_a_full_disk(folder):
