@@ -103,7 +103,17 @@ def test_a_mean_far_from_zero(shape, axis):
     reference.check(b.x, b.dy, b.gamma, b.beta, axis=axis)
 
 
-@pytest.mark.parametrize("lay_out", [np.asarray, np.asfortranarray, reverse], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("apart", ["x", "dy"])
+@pytest.mark.parametrize("layout", ["Fortran", "reversed", "unaligned", "byte-swapped"])
+@pytest.mark.parametrize(("shape", "axis"), [((70, 9), 1), ((3, 5, 16, 8), 1), ((9, 4, 200), 1)])
+def test_values_of_arrays_that_lie_unlike(shape, axis, layout, apart):
+    """One is taken as it lies, the other goes through scratch."""
+    b = Batch(shape, np.float32, axis=axis)
+    setattr(b, apart, LAYOUTS[layout](getattr(b, apart)))
+    reference.check(b.x, b.dy, b.gamma, b.beta, axis=axis)
+
+
+@pytest.mark.parametrize("lay_out", [np.asarray, np.asfortranarray, reverse], ids=list("CFR"))
 @pytest.mark.parametrize(("shape", "axis"), [((70, 9), 1), ((6, 9, 40), 1), ((3, 9, 5, 7), 1)])
 def test_channels_that_float32_cannot_square(shape, axis, lay_out):
     """Among ordinary ones: what is computed with float64 begins at their columns."""
