@@ -31,7 +31,13 @@ def pytest_generate_tests(metafunc):
 
 
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run a fresh interpreter on the installed cbn; of VARIABLES it sees those given."""
+    """Run a fresh interpreter on the installed cbn; of VARIABLES it sees those given.
+
+    A library to preload comes behind those of these tests, of which a sanitizer's must be first.
+    """
+    if "LD_PRELOAD" in environment:
+        libraries = os.environ.get("LD_PRELOAD", ""), environment["LD_PRELOAD"]
+        environment["LD_PRELOAD"] = " ".join(filter(None, libraries))
     inherited = {name: text for name, text in os.environ.items() if name not in VARIABLES}
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
@@ -50,7 +56,7 @@ def _run_python():
 
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory):
-    """A function from a name in tests/shims to LD_PRELOAD with the library that it makes of it."""
+    """A function from a name in tests/shims to the path of the library that it makes of it."""
     compiler = show_config("dicts")["compiler"]["command"].split()
     folder = tmp_path_factory.mktemp("shims")
 
@@ -59,7 +65,7 @@ def shim(tmp_path_factory):
         if not path.exists():
             source = str(TESTS / "shims" / f"{name}.c")
             subprocess.run([*compiler, "-shared", "-fPIC", source, "-o", path, "-ldl"], check=True)
-        return " ".join(filter(None, [os.environ.get("LD_PRELOAD"), str(path)]))
+        return str(path)
 
     return library
 

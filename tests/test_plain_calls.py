@@ -55,9 +55,7 @@ def test_the_last_axis_of_two_takes_the_short_way(axis, monkeypatch):
 
 
 def forward(x, gamma, beta, out, threads=1):
-    return _core.plain_forward(
-        x, gamma, beta, out, 1e-5, threads, BatchNormCache, NO_OPTIONS
-    )
+    return _core.plain_forward(x, gamma, beta, out, 1e-5, threads, BatchNormCache, NO_OPTIONS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
