@@ -27,10 +27,11 @@
         CBN_SIMD                                                                                   \
         for (ptrdiff_t j = 0; j < first_line; ++j)                                                 \
             __VA_ARGS__                                                                            \
-        for (ptrdiff_t line = first_line; line < (tile).cols - rest; line += step)                 \
+        for (ptrdiff_t line = first_line; line < (tile).cols - rest; line += step) {               \
             CBN_SIMD                                                                               \
             for (ptrdiff_t j = line; j < line + step; ++j)                                         \
                 __VA_ARGS__                                                                        \
+        }                                                                                          \
         CBN_SIMD                                                                                   \
         for (ptrdiff_t j = (tile).cols - rest; j < (tile).cols; ++j)                               \
             __VA_ARGS__                                                                            \
