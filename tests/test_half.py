@@ -87,6 +87,20 @@ def test_values(shape, axis, half):
     reference.check_inference(b, axis)
 
 
+@halves
+@pytest.mark.parametrize("step", [2, -1])
+def test_wide_rows_whose_elements_lie_apart(step, half):
+    """They are widened and narrowed a block at a time."""
+    b = Batch((6, 1500), half)
+    x, dy = (a[:, ::step] for a in (b.x, b.dy))
+    count = x.shape[1]
+    gamma, beta = b.gamma[:count], b.beta[:count]
+    reference.check(x, dy, gamma, beta)
+    out = np.zeros((6, 1500), half)[:, ::step]
+    cbn.batch_norm_forward(x, gamma, beta, out=out)
+    same_bytes(out.copy(), cbn.batch_norm_forward(x.copy(), gamma, beta)[0])
+
+
 @given(drawn=batches(dtypes=HALVES))
 def test_any_batch(drawn):
     b, axis = drawn
