@@ -37,7 +37,8 @@ cdef class CacheFields:
 What a BatchNormCache holds: set by Python, this took 0.5 us of a small call's 4.
 """
     cdef readonly object x, gamma, eps, axis, count
-    cdef readonly object _shape, _stats, _gamma, _gamma_dtype, _beta_dtype, _options
+    cdef readonly object _shape, _stats, _gamma_dtype, _beta_dtype, _options
+    cdef object gamma64  # None where it is row 4 of the statistics
 
     def __init__(self, x, stats, gamma64, gamma, beta, eps, axis, count, options):
         self.set(x, stats, gamma64, gamma, beta, eps, axis, count, options)
@@ -50,10 +51,16 @@ What a BatchNormCache holds: set by Python, this took 0.5 us of a small call's 4
         self.count = count
         self._shape = x.shape
         self._stats = stats  # read-only, for mean *= 0.9 would be silent
-        self._gamma = gamma64
+        self.gamma64 = gamma64
         self._gamma_dtype = None if gamma is None else gamma.dtype
         self._beta_dtype = None if beta is None else beta.dtype
         self._options = options
+
+    @property
+    def _gamma(self):
+        if self.gamma64 is None and self.gamma is not None:
+            self.gamma64 = self._stats[4]
+        return self.gamma64
 
 
 cdef int acquire(cbn_c.cbn_resources *resources, size_t scratch_size, int threads) except -1:

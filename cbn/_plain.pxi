@@ -165,8 +165,7 @@ def plain_forward(x, gamma, beta, out, double eps, threads, cache_type, options)
     cnp.PyArray_CLEARFLAGS(<cnp.ndarray> stats, cnp.NPY_ARRAY_WRITEABLE)
     # by __init__ it took 0.3 us of a small call's 3.3
     cdef CacheFields cache = CacheFields.__new__(cache_type)
-    cache.set(x, stats, None if gamma is None else stats[4], gamma, beta, eps, 1, x_array.outer,
-              options)
+    cache.set(x, stats, None, gamma, beta, eps, 1, x_array.outer, options)
     return out, cache
 
 
@@ -194,8 +193,10 @@ def plain_backward(dy, CacheFields cache not None, out, threads):
     cdef cbn_c.cbn_statistics statistics = cbn_c.cbn_statistics(
         first, first + channels, first + 2 * channels, first + 3 * channels, cache.count)
     cdef double *gamma_data = NULL
-    if cache._gamma is not None:
-        gamma_data = <double *> cnp.PyArray_DATA(<cnp.ndarray> cache._gamma)
+    if cache.gamma64 is not None:
+        gamma_data = <double *> cnp.PyArray_DATA(<cnp.ndarray> cache.gamma64)
+    elif gamma is not None:
+        gamma_data = first + 4 * channels
     sums = float64_channels(2, channels)
     cdef double *dgamma = <double *> cnp.PyArray_DATA(<cnp.ndarray> sums)
     cdef double *dbeta = dgamma + channels

@@ -74,6 +74,9 @@ static ptrdiff_t whole_blocks(ptrdiff_t rows, ptrdiff_t chunks)
 
 static ptrdiff_t chunk_rows_of(ptrdiff_t rows)
 {
+    if (rows <= MIN_CHUNK_ROWS) {
+        return MIN_CHUNK_ROWS;
+    }
     const ptrdiff_t usual = whole_blocks(rows, USUAL_CHUNKS);
     const ptrdiff_t least = whole_blocks(rows, MAX_CHUNKS);
     const ptrdiff_t capped = usual < MAX_CHUNK_ROWS ? usual : MAX_CHUNK_ROWS;
