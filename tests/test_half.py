@@ -101,6 +101,15 @@ def test_wide_rows_whose_elements_lie_apart(step, half):
     same_bytes(out.copy(), cbn.batch_norm_forward(x.copy(), gamma, beta)[0])
 
 
+@halves
+def test_wide_rows_far_from_zero(half):
+    """Every part of a row has an anchor, sums and coefficients of its own."""
+    rng = generator("far", np.dtype(half).name)
+    b = Batch((70, 900), half)
+    b.x = (rng.normal(0, 1, (70, 900)) + 30 * np.arange(1, 901) / 900).astype(half)
+    reference.check(b.x, b.dy, b.gamma, b.beta)
+
+
 @given(drawn=batches(dtypes=HALVES))
 def test_any_batch(drawn):
     b, axis = drawn
