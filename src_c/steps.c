@@ -210,11 +210,7 @@ static void dx_tile(const void *operation_, cbn_place at)
 /* The affine map that forward took, for the sign of y. */
 static void gated_start(const void *operation_, cbn_place at)
 {
-    const operation *const op = operation_;
-    scale(op, at);
-    shift(op, at);
-    take_statistics(op, at);
-    spread_to_lanes(op, at);
+    normalize_coefficients(operation_, at);
 }
 
 /* Gated, and while that is in the cache its sums. */

@@ -63,7 +63,7 @@ static ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return a / b + (a % b != 0
 static int useful_threads(ptrdiff_t rows, ptrdiff_t channels, int threads)
 {
     const double most = (double)rows * (double)channels / ELEMENTS_PER_THREAD;
-    const int allowed = threads < MAX_THREADS ? threads : MAX_THREADS;
+    const int allowed = (int)min(threads, MAX_THREADS);
     return most < 2 || allowed < 1 ? 1 : most < allowed ? (int)most : allowed;
 }
 
@@ -77,11 +77,8 @@ static ptrdiff_t chunk_rows_of(ptrdiff_t rows)
     if (rows <= MIN_CHUNK_ROWS) {
         return MIN_CHUNK_ROWS;
     }
-    const ptrdiff_t usual = whole_blocks(rows, USUAL_CHUNKS);
-    const ptrdiff_t least = whole_blocks(rows, MAX_CHUNKS);
-    const ptrdiff_t capped = usual < MAX_CHUNK_ROWS ? usual : MAX_CHUNK_ROWS;
-    const ptrdiff_t enough = capped > MIN_CHUNK_ROWS ? capped : MIN_CHUNK_ROWS;
-    return least > enough ? least : enough;
+    const ptrdiff_t usual = min(whole_blocks(rows, USUAL_CHUNKS), MAX_CHUNK_ROWS);
+    return max(max(usual, MIN_CHUNK_ROWS), whole_blocks(rows, MAX_CHUNKS));
 }
 
 static ptrdiff_t lanes_of(ptrdiff_t rows, ptrdiff_t channels)
@@ -134,7 +131,7 @@ static void split_runs(cbn_work *w, ptrdiff_t inner)
     w->chunks = ceil_div(w->rows / w->run, w->chunk_rows);
     w->by_rows = w->threads > 1 && w->channels < 4 * (ptrdiff_t)w->threads;
     const ptrdiff_t near = NEAR_ELEMENTS / w->rows, share = w->channels / (4 * w->threads);
-    const ptrdiff_t most = near < share ? near : share;
+    const ptrdiff_t most = min(near, share);
     w->group = w->run == inner && GROUP_COLUMNS / inner > 1 ? GROUP_COLUMNS / inner : 1;
     if (w->group > share) {
         w->group = share > 1 ? share : 1;

@@ -344,6 +344,7 @@ CBN_INLINE int cbn_extreme_factor(double factor)
     return (size > 0x1p100) | ((size < 0x1p-120) & (size > 0));
 }
 
+/* invstd is looked at where it counts alone: a kernel without scale or along_xhat has it there. */
 CBN_INLINE int cbn_extreme(const cbn_channels *channels, ptrdiff_t j)
 {
     const double slope = channels->along_xhat[j] * channels->invstd[j];
