@@ -242,7 +242,6 @@ static void inference_backward_start(const void *operation_, cbn_place at)
     const operation *const op = operation_;
     invstd(op, at);
     scale(op, at);
-    cbn_channels_copy(coefficient(op, ALONG_ONE, at), NULL, 0, at.columns);
     sums_start(op, at);
 }
 
@@ -268,8 +267,6 @@ static void inference_backward_piece(const operation *op, const cbn_piece *piece
                                &channels);
 }
 
-/* Over dy or x itself dx is normalize with a mean of zero, after the sums: those that float32
- * cannot hold are taken twice. */
 static void inference_backward_tile(const void *operation_, cbn_place at)
 {
     const operation *const op = operation_;
@@ -277,8 +274,7 @@ static void inference_backward_tile(const void *operation_, cbn_place at)
     for (cbn_piece piece = {.parts = 0}; apart(op) && next_piece(op, at, 1, &piece);) {
         cbn_channels channels = channels_at(op, piece.at);
         channels.scale = coefficient(op, SCALE, piece.at);
-        channels.mean = channels.mean_low = channels.along_one =
-            coefficient(op, ALONG_ONE, piece.at);
+        channels.uncentred = 1;
         op->kernels->normalize(output_of(op, OUT, &piece), input_of(op, DY, &piece), piece.tile,
                                &channels, NULL);
     }

@@ -165,6 +165,27 @@ def test_dx_over_dy(shape, axis, dtype):
             same_bytes(a, right)
 
 
+@dtypes
+@shapes
+def test_dx_of_fixed_statistics_over_dy(shape, axis, dtype):
+    """Also where they lie past float32: such channels are made in float64 either way."""
+    b = batch(shape, dtype, axis)
+    channels = shape[axis]
+    mean = np.resize([0.5, -1e36, 1e30, 1e-40, 1e300], channels)
+    var = np.resize([2.0, 5e-324, 1e70, 1e-70], channels)
+    gamma = np.resize([1.3, -0.7, 1e35, 1e-38, -1e300, 0.0, 1e160], channels)
+    b.dy[..., 0] = -0.0
+    options = {"axis": axis, "eps": 0.0}
+    expected = cbn.batch_norm_inference_backward(b.dy, b.x, mean, var, gamma, **options)
+    for name in ("dy", "x"):
+        over = {"dy": b.dy.copy(), "x": b.x.copy()}
+        found = cbn.batch_norm_inference_backward(
+            over["dy"], over["x"], mean, var, gamma, out=over[name], **options
+        )
+        for a, right in zip(found, expected, strict=True):
+            same_bytes(a, right)
+
+
 def test_no_copy_of_x():
     x = np.random.default_rng(1).standard_normal((8192, 512), np.float32)
     dy = x[::-1].copy()

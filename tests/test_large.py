@@ -41,6 +41,7 @@ def test_maps_are_those_of_small_parts(batch, offset):
     """Inference knows no other rows, so parts of the array give its bytes."""
     x, dy, gamma, beta, axis = batch
     mean, var = gamma - 1, beta
+    mean[1::7] *= 1e36
     options = {"axis": axis}
     out = elsewhere(x, offset)
     y = cbn.batch_norm_inference(x, mean, var, gamma, beta, out=out, num_threads=2, **options)

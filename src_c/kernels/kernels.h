@@ -82,6 +82,7 @@ typedef struct cbn_channels {
     const double *mean, *mean_low;
     const double *invstd;
     const double *scale, *along_xhat, *along_one;
+    int uncentred; /* normalize makes x * scale, in the type that the others take for that mean */
 } cbn_channels;
 
 /* What normalize may do with y before it stores it. */

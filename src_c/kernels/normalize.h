@@ -135,6 +135,10 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
         CBN_NAME(affine)(&w.high[c], &w.a[c], &w.b[c], channels->mean[c], channels->mean_low[c],
                          channels->scale[c], channels->along_one[c]);
     }
+    if (channels->uncentred) {
+        memset(w.high, 0, (size_t)cbn_channels_of(&tile) * sizeof *w.high);
+        memset(w.b, 0, (size_t)cbn_channels_of(&tile) * sizeof *w.b);
+    }
     CBN_SPREAD(w.high, tile)
     CBN_SPREAD(w.a, tile)
     CBN_SPREAD(w.b, tile)
