@@ -140,6 +140,15 @@ static void split_runs(cbn_work *w, ptrdiff_t inner)
     w->slot_bytes = (size_t)(w->group * w->run + 16) * sizeof(double) + 4096;
 }
 
+/* Maps share the rows where reductions share the columns of narrow arrays: a core's prefetchers run
+ * into what another core has just written at the end of every row, which on some days made forward
+ * at 256 x 1024 with two threads take 1.7 times as long. */
+static int maps_share_rows(const cbn_work *w)
+{
+    return w->threads > 1 && w->run == 1 && w->columns <= MAX_STRIP &&
+           (!w->by_rows || w->chunks < w->threads);
+}
+
 static void split_rows(cbn_work *w)
 {
     w->run = 1;
@@ -162,9 +171,10 @@ static void split_rows(cbn_work *w)
         strips = wanted < most ? wanted : most > 1 ? most : 1;
     }
     set_strips(w, ceil_div(ceil_div(w->columns > 0 ? w->columns : 1, strips), 16) * 16);
-    /* Rows that are left over and separate lanes have all channels. The last strip may be a line
-     * longer, and kernels choose where in 4 KiB a slot begins. */
-    const ptrdiff_t widest = w->lanes > 1 && w->channels > w->strip ? w->channels : w->strip;
+    /* Rows that are left over or shared and separate lanes have all channels. The last strip may be
+     * a line longer, and kernels choose where in 4 KiB a slot begins. */
+    const int whole_rows = w->lanes > 1 || maps_share_rows(w);
+    const ptrdiff_t widest = whole_rows ? max(w->channels, w->strip) : w->strip;
     w->slot_bytes = (size_t)(widest + 16) * sizeof(double) + 4096;
 }
 
@@ -273,23 +283,17 @@ static void share_tiles(const team *m, cbn_step step, int backwards, int thread,
     barrier(threads);
 }
 
-/* Maps share the rows where reductions share the columns of narrow arrays: a core's prefetchers run
- * into what another core has just written at the end of every row, which on some days made forward
- * at 256 x 1024 with two threads take 1.7 times as long. */
-static int maps_share_rows(const cbn_work *w, int threads)
-{
-    return threads > 1 && w->run == 1 && w->columns <= MAX_STRIP &&
-           (!w->by_rows || w->chunks < threads);
-}
-
+/* Whole rows, but for lanes, which may lie apart. */
 static void share_rows(const team *m, cbn_step step, int thread, int threads)
 {
     const cbn_work *const w = m->work;
+    const ptrdiff_t strips = w->lanes > 1 ? w->strips : 1;
     if (step == NULL) {
         return;
     }
-    for (ptrdiff_t tile = w->chunks * w->strips; tile-- > 0;) {
-        cbn_place place = place_of(w, tile / w->strips, tile % w->strips, thread);
+    for (ptrdiff_t tile = w->chunks * strips; tile-- > 0;) {
+        cbn_place place = place_of(w, tile / strips, tile % strips, thread);
+        place.columns = w->lanes > 1 ? place.columns : w->columns;
         place.part = thread;
         place.parts = threads;
         step(m->operation, place);
@@ -302,7 +306,7 @@ static void run_by_rows(const team *m, int thread, int threads)
     share_channels(m, m->steps->start, thread, threads);
     share_tiles(m, m->steps->reduce, 0, thread, threads);
     share_channels(m, m->steps->finish, thread, threads);
-    if (maps_share_rows(m->work, threads)) {
+    if (maps_share_rows(m->work)) {
         share_rows(m, m->steps->map, thread, threads);
     } else {
         share_tiles(m, m->steps->map, 1, thread, threads);
@@ -315,7 +319,7 @@ static void run_by_strips(const team *m, int thread, int threads)
 {
     const cbn_work *const w = m->work;
     const cbn_steps *const s = m->steps;
-    const cbn_step map = maps_share_rows(w, threads) ? NULL : s->map;
+    const cbn_step map = maps_share_rows(w) ? NULL : s->map;
     for (ptrdiff_t i = w->strips * thread / threads; i < w->strips * (thread + 1) / threads; ++i) {
         if (s->start != NULL) {
             s->start(m->operation, place_of(w, 0, i, thread));
