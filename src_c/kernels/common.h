@@ -230,16 +230,24 @@ CBN_INLINE ptrdiff_t cbn_channels_of(const cbn_tile *tile)
     return tile->run == 1 ? tile->cols : tile->cols / tile->run;
 }
 
-/* A number a channel for each of its columns, in place. */
+/* A number a channel for each of its columns, in place, from the last channel down: by lines, of
+ * which the first may reach into the channels below, whose turn is yet to come, but not to where
+ * their numbers wait. */
 #define CBN_SPREAD_(type)                                                                          \
     CBN_UNUSED static void cbn_spread_##type(type *columns, ptrdiff_t channels, ptrdiff_t run)     \
     {                                                                                              \
+        enum { LINE = CBN_LINE_BYTES / sizeof(type) };                                             \
         for (ptrdiff_t c = channels; c-- > 0;) {                                                   \
             const type value = columns[c];                                                         \
-            type *const to = columns + c * run;                                                    \
-            CBN_SIMD                                                                               \
-            for (ptrdiff_t j = 0; j < run; ++j) {                                                  \
-                to[j] = value;                                                                     \
+            type *end = columns + (c + 1) * run;                                                   \
+            for (; end > columns + c * run && end - LINE >= columns + c; end -= LINE) {            \
+                CBN_SIMD                                                                           \
+                for (int j = 0; j < LINE; ++j) {                                                   \
+                    end[j - LINE] = value;                                                         \
+                }                                                                                  \
+            }                                                                                      \
+            while (end > columns + c * run) {                                                      \
+                *--end = value;                                                                    \
             }                                                                                      \
         }                                                                                          \
     }
@@ -251,19 +259,34 @@ CBN_SPREAD_(double)
             columns, cbn_channels_of(&(tile)), (tile).run);                                        \
     }
 
-/* Each channel's number becomes the sum of its columns, taken as a tree. */
+/* Each channel's number becomes the sum of its columns: of many halves are added until few are left
+ * for eight sums, which short runs are done with sooner (forward at 32 x 512 x 7 x 7 0.9 times as
+ * long). */
 CBN_UNUSED static void cbn_add_columns(double *columns, ptrdiff_t channels, ptrdiff_t run)
 {
+    enum { FEW = 64, SUMS = 8 };
     for (ptrdiff_t c = 0; c < channels; ++c) {
-        double *const sums = columns + c * run;
-        for (ptrdiff_t left = run; left > 1; left -= left / 2) {
+        double *const from = columns + c * run;
+        double sum[SUMS] = {0};
+        ptrdiff_t left = run, j = 0;
+        for (; left > FEW; left -= left / 2) {
             const ptrdiff_t half = left / 2;
             CBN_SIMD
-            for (ptrdiff_t j = 0; j < half; ++j) {
-                sums[j] += sums[j + left - half];
+            for (ptrdiff_t k = 0; k < half; ++k) {
+                from[k] += from[k + left - half];
             }
         }
-        columns[c] = sums[0];
+        for (; j + SUMS <= left; j += SUMS) {
+            CBN_SIMD
+            for (int k = 0; k < SUMS; ++k) {
+                sum[k] += from[j + k];
+            }
+        }
+        for (int k = 0; j < left; ++j, ++k) {
+            sum[k] += from[j];
+        }
+        columns[c] =
+            ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
     }
 }
 #define CBN_ADD_COLUMNS(columns, tile)                                                             \

@@ -10,11 +10,13 @@
  * cancels. What float32 cannot hold (squares past its range) is summed again in float64.
  */
 
-/* Rows that are read twice, for the first anchor. To fold is dear for columns, where eight rows
- * took 1.15 times as long at 64 x 256, and cheap for channels. */
-CBN_INLINE ptrdiff_t CBN_NAME(anchor_rows)(cbn_tile tile)
+/* Rows that are read twice, for the first anchor, which then serves as many again. To fold is dear
+ * for columns, where eight rows took 1.15 times as long at 64 x 256. It is cheap for channels, but
+ * not their sums before it: of 32 images sixteen for the anchor take 0.95 times as long as eight.
+ */
+CBN_INLINE ptrdiff_t CBN_NAME(anchor_rows)(ptrdiff_t rows, ptrdiff_t run)
 {
-    return tile.run > 1 ? 8 : CBN_BLOCK_ROWS;
+    return run == 1 ? CBN_BLOCK_ROWS : rows >= 32 ? 16 : 8;
 }
 
 /* Eight rows, of which only s without `squares`. The first rows of a block make s and q, the last
@@ -136,16 +138,14 @@ static void CBN_NAME(moments_fold)(double *base, double *offset, double *m2, con
 /* The first anchor of each channel: of its columns row 0, then the mean of the first rows that it
  * leads to unless that overflowed, then their mean. */
 static void CBN_NAME(moments_first_anchor)(CBN_ELEMENT *anchor, CBN_WORK *s, double *sum,
-                                           cbn_input x, cbn_tile block)
+                                           cbn_input x, cbn_tile tile)
 {
-    block.rows = cbn_least(block.rows, CBN_NAME(anchor_rows)(block));
-    cbn_tile tile = block;
-    memcpy(anchor, CBN_ROW(x, 0, 13), (size_t)block.cols * sizeof *anchor);
-    memset(sum, 0, (size_t)block.cols * sizeof *sum);
-    CBN_NAME(moments_block)(s, s, sum, sum, 0, anchor, x, block);
-    const double inv_n = 1 / (double)block.rows;
+    memcpy(anchor, CBN_ROW(x, 0, 13), (size_t)tile.cols * sizeof *anchor);
+    memset(sum, 0, (size_t)tile.cols * sizeof *sum);
+    CBN_NAME(moments_block)(s, s, sum, sum, 0, anchor, x, tile);
+    const double inv_n = 1 / (double)tile.rows;
     CBN_SIMD
-    for (ptrdiff_t j = 0; j < block.cols; ++j) {
+    for (ptrdiff_t j = 0; j < tile.cols; ++j) {
         const CBN_WORK first = CBN_LOAD(anchor, j), mean = first + (CBN_WORK)(sum[j] * inv_n);
         sum[j] = (double)(mean - mean == 0 ? mean : first);
     }
@@ -223,16 +223,17 @@ CBN_UNUSED static void CBN_NAME(moments)(double *base, double *offset, double *m
     for (ptrdiff_t before = 0; before < rows; before += tile.rows) {
         cbn_input segment = x;
         CBN_ADVANCE(segment, before)
-        tile.rows =
-            cbn_least(before == 0 ? 2 * CBN_NAME(anchor_rows)(tile) : before, rows - before);
         if (before == 0) {
+            tile.rows = cbn_least(CBN_NAME(anchor_rows)(rows, tile.run), rows);
             CBN_NAME(moments_first_anchor)(anchor, s, sum, segment, tile);
+            tile.rows = cbn_least(2 * tile.rows, rows);
             for (ptrdiff_t j = 0; j < count; ++j) {
                 base[j] = (double)CBN_LOAD(anchor, j);
                 offset[j] = 0;
                 m2[j] = 0;
             }
         } else {
+            tile.rows = cbn_least(before, rows - before);
             CBN_SIMD
             for (ptrdiff_t j = 0; j < count; ++j) {
                 CBN_STORE(anchor, j, base[j] + offset[j]);
