@@ -217,7 +217,7 @@ CBN_INLINE cbn_output cbn_output_row(cbn_output out, ptrdiff_t r, const cbn_tile
 CBN_INLINE int cbn_rows_at_once(const cbn_tile *tile, size_t itemsize)
 {
     const int narrow =
-        tile->run > 1 || (size_t)tile->cols * itemsize <= (tile->stream ? 2048 : 4096);
+        (tile->run > 1 && tile->in_order) || (size_t)tile->cols * itemsize <= (tile->stream ? 2048 : 4096);
     return !narrow ? 4 : tile->in_order ? 1 : 2;
 }
 
