@@ -1,54 +1,75 @@
-# Plain calls: what nearly every call is, recognised by a few comparisons: arrays that the kernels
-# take as they are, parameters of float32 or float64, results with memory of their own. Such a call
-# costs 2 us; the general one, which accepts anything or says what is wrong with it, 15. These
-# functions return None, and have written nothing, for whatever else they are given.
+# Plain calls: what nearly every call is, recognised by a few comparisons: float32 or float64 rows of
+# adjacent channels, or arrays in C order with any channel axis, parameters of those dtypes, results
+# with memory of their own. Such a call costs 2 us; the general one, which accepts anything or says
+# what is wrong with it, 15. These functions return None, and have written nothing, for whatever else
+# they are given.
 
 cdef cbn_c.cbn_activation no_activation = cbn_c.cbn_activation(NULL, 0)
 
 
-cdef bint is_plain(object array, int ndim) noexcept:
-    """A native, aligned float32 or float64 array of that many dimensions and no subclass."""
+cdef bint is_plain(object array) noexcept:
+    """A native, aligned float32 or float64 array and no subclass."""
     if not cnp.PyArray_CheckExact(array):
         return False
-    cdef cnp.ndarray a = <cnp.ndarray> array
-    cdef int dtype = cnp.PyArray_TYPE(a)
-    return (cnp.PyArray_NDIM(a) == ndim and cnp.PyArray_ISBEHAVED_RO(a)
+    cdef int dtype = cnp.PyArray_TYPE(<cnp.ndarray> array)
+    return (cnp.PyArray_ISBEHAVED_RO(<cnp.ndarray> array)
             and (dtype == cnp.NPY_FLOAT or dtype == cnp.NPY_DOUBLE))
 
 
-cdef bint plain_rows(cbn_c.cbn_array *array, object rows) noexcept:
-    """Rows of adjacent channels, at least one of either, and then their view."""
-    if not is_plain(rows, 2):
+cdef int plain_axis(object axis, object x):
+    """The channel axis of x counted from the front, -1 for none that is plain to see."""
+    cdef int ndim = cnp.PyArray_NDIM(<cnp.ndarray> x) if cnp.PyArray_CheckExact(x) else 0
+    if axis is None:
+        return 1 if ndim == 2 else -1
+    if type(axis) is not int or ndim < 2 or not -ndim <= axis < ndim:
+        return -1
+    return axis if axis >= 0 else axis + ndim
+
+
+cdef bint plain_view(cbn_c.cbn_array *view, object array, int axis) noexcept:
+    """Rows of adjacent channels, or an array in C order, with at least one element: its view."""
+    if not is_plain(array):
         return False
-    cdef cnp.ndarray a = <cnp.ndarray> rows
-    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(a)
+    cdef cnp.ndarray a = <cnp.ndarray> array
+    cdef int ndim = cnp.PyArray_NDIM(a)
     cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(a)
-    if shape[0] < 1 or shape[1] < 1 or strides[1] != cnp.PyArray_ITEMSIZE(a):
+    if cnp.PyArray_SIZE(a) < 1 or not (
+            cnp.PyArray_IS_C_CONTIGUOUS(a)
+            or (ndim == 2 and axis == 1 and strides[1] == cnp.PyArray_ITEMSIZE(a))):
         return False
-    array.data = cnp.PyArray_DATA(a)
-    array.dtype = (cbn_c.CBN_FLOAT32 if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT
-                   else cbn_c.CBN_FLOAT64)
-    array.swapped = False
-    return cbn_c.cbn_set_view(array, 2, <Py_ssize_t *> shape, <Py_ssize_t *> strides,
-                              1) == cbn_c.CBN_OK
+    view.data = cnp.PyArray_DATA(a)
+    view.dtype = (cbn_c.CBN_FLOAT32 if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT
+                  else cbn_c.CBN_FLOAT64)
+    view.swapped = False
+    return cbn_c.cbn_set_view(view, ndim, <Py_ssize_t *> cnp.PyArray_DIMS(a),
+                              <Py_ssize_t *> strides, axis) == cbn_c.CBN_OK
 
 
-cdef bint alike(const cbn_c.cbn_array *a, const cbn_c.cbn_array *b) noexcept:
-    return a.dtype == b.dtype and a.outer == b.outer and a.channels == b.channels
+cdef bint alike(object a, object b) noexcept:
+    """Arrays of one dtype and shape."""
+    cdef int ndim = cnp.PyArray_NDIM(<cnp.ndarray> a)
+    return (cnp.PyArray_TYPE(<cnp.ndarray> a) == cnp.PyArray_TYPE(<cnp.ndarray> b)
+            and ndim == cnp.PyArray_NDIM(<cnp.ndarray> b)
+            and cnp.PyArray_CompareLists(cnp.PyArray_DIMS(<cnp.ndarray> a),
+                                         cnp.PyArray_DIMS(<cnp.ndarray> b), ndim))
 
 
-cdef bint plain_output(cbn_c.cbn_array *array, object rows, const cbn_c.cbn_array *x) noexcept:
-    """Rows like x's that can be written, each with memory of its own."""
-    return (plain_rows(array, rows) and alike(array, x)
-            and cnp.PyArray_ISWRITEABLE(<cnp.ndarray> rows)
-            and array.strides[0] >= array.channels * cnp.PyArray_ITEMSIZE(<cnp.ndarray> rows))
+cdef bint plain_output(cbn_c.cbn_array *view, object out, object x, int axis) noexcept:
+    """Like x, and can be written, each element with memory of its own."""
+    if not (plain_view(view, out, axis) and alike(out, x)):
+        return False
+    cdef cnp.ndarray a = <cnp.ndarray> out
+    return cnp.PyArray_ISWRITEABLE(a) and (
+        cnp.PyArray_IS_C_CONTIGUOUS(a)
+        or cnp.PyArray_STRIDE(a, 0) >= cnp.PyArray_DIM(a, 1) * cnp.PyArray_ITEMSIZE(a))
 
 
 cdef bint plain_parameter(object parameter, Py_ssize_t channels) noexcept:
     """A contiguous parameter of a number a channel, or None."""
     if parameter is None:
         return True
-    return (is_plain(parameter, 1) and cnp.PyArray_DIM(<cnp.ndarray> parameter, 0) == channels
+    return (is_plain(parameter) and cnp.PyArray_NDIM(<cnp.ndarray> parameter) == 1
+            and cnp.PyArray_DIM(<cnp.ndarray> parameter, 0) == channels
             and cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray> parameter))
 
 
@@ -68,13 +89,13 @@ cdef bint apart(object a, object b) noexcept:
 
 
 cdef void span(cnp.ndarray a, const char **first, const char **last) noexcept:
-    cdef Py_ssize_t reach = (cnp.PyArray_DIM(a, 0) - 1) * cnp.PyArray_STRIDE(a, 0)
     cdef const char *data = <const char *> cnp.PyArray_DATA(a)
-    cdef Py_ssize_t row = cnp.PyArray_ITEMSIZE(a)
-    if cnp.PyArray_NDIM(a) == 2:
-        row *= cnp.PyArray_DIM(a, 1)
+    cdef Py_ssize_t size = cnp.PyArray_NBYTES(a), reach = 0
+    if not cnp.PyArray_IS_C_CONTIGUOUS(a):  # rows
+        size = cnp.PyArray_DIM(a, 1) * cnp.PyArray_ITEMSIZE(a)
+        reach = (cnp.PyArray_DIM(a, 0) - 1) * cnp.PyArray_STRIDE(a, 0)
     first[0] = data + (reach if reach < 0 else 0)
-    last[0] = data + (reach if reach > 0 else 0) + row
+    last[0] = data + (reach if reach > 0 else 0) + size
 
 
 cdef bint apart_or_same(object out, const cbn_c.cbn_array *view, object array,
@@ -86,18 +107,19 @@ cdef bint apart_or_same(object out, const cbn_c.cbn_array *view, object array,
 cdef int acquire_for(cbn_c.cbn_resources *resources, const cbn_c.cbn_array *x,
                      object threads) except -1:
     """`threads` is a number, or a function to ask where more than one may pay."""
+    cdef cbn_c.cbn_selection everything = cbn_c.cbn_selection(NULL, 0)
     cdef int count = 1
     if type(threads) is int:
         count = threads
-    elif <double> x.outer * <double> x.channels >= 32768:
+    elif <double> x.outer * <double> x.channels * <double> x.inner >= 32768:
         count = threads()
-    return acquire(resources, cbn_c.cbn_plain_scratch_size(x, count), count)
+    return acquire(resources, cbn_c.cbn_plain_scratch_size(x, count) if x.inner == 1
+                   else cbn_c.cbn_scratch_size(x, &everything, count), count)
 
 
-cdef object empty_like_rows(const cbn_c.cbn_array *x):
-    cdef cnp.npy_intp[2] shape = [x.outer, x.channels]
-    return cnp.PyArray_EMPTY(
-        2, shape, cnp.NPY_FLOAT if x.dtype == cbn_c.CBN_FLOAT32 else cnp.NPY_DOUBLE, 0)
+cdef object empty_like(object x):
+    cdef cnp.ndarray a = <cnp.ndarray> x
+    return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), cnp.PyArray_TYPE(a), 0)
 
 
 cdef object float64_channels(int rows, Py_ssize_t channels):
@@ -128,22 +150,23 @@ cdef object gradient(const double *values, Py_ssize_t channels, object dtype):
     return result
 
 
-def plain_forward(x, gamma, beta, out, double eps, threads, cache_type, options):
+def plain_forward(x, gamma, beta, axis, out, double eps, threads, cache_type, options):
     """y and the cache, of that subtype of CacheFields, of a plain forward call, else None."""
     cdef cbn_c.cbn_array x_array, y_array
     cdef cbn_c.cbn_resources resources
     cdef cbn_c.cbn_status status
     cdef double *gamma_data = NULL
     cdef double *beta_data = NULL
-    if not plain_rows(&x_array, x):
+    cdef int of_channels = plain_axis(axis, x)
+    if not plain_view(&x_array, x, of_channels):
         return None
     cdef Py_ssize_t channels = x_array.channels
     if not (plain_parameter(gamma, channels) and plain_parameter(beta, channels)):
         return None
     if out is None:
-        out = empty_like_rows(&x_array)
-        plain_rows(&y_array, out)
-    elif not (plain_output(&y_array, out, &x_array) and apart(out, x) and apart(out, gamma)
+        out = empty_like(x)
+        plain_view(&y_array, out, of_channels)
+    elif not (plain_output(&y_array, out, x, of_channels) and apart(out, x) and apart(out, gamma)
               and apart(out, beta)):
         return None
     # mean, mean_low, var, invstd, gamma, beta
@@ -165,7 +188,7 @@ def plain_forward(x, gamma, beta, out, double eps, threads, cache_type, options)
     cnp.PyArray_CLEARFLAGS(<cnp.ndarray> stats, cnp.NPY_ARRAY_WRITEABLE)
     # by __init__ it took 0.3 us of a small call's 3.3
     cdef CacheFields cache = CacheFields.__new__(cache_type)
-    cache.set(x, stats, None, gamma, beta, eps, 1, x_array.outer, options)
+    cache.set(x, stats, None, gamma, beta, eps, of_channels, x_array.outer * x_array.inner, options)
     return out, cache
 
 
@@ -175,17 +198,19 @@ def plain_backward(dy, CacheFields cache not None, out, threads):
     cdef cbn_c.cbn_resources resources
     cdef cbn_c.cbn_status status
     x, stats, gamma = cache.x, cache._stats, cache.gamma
-    if not (plain_rows(&x_array, x) and plain_rows(&dy_array, dy) and alike(&dy_array, &x_array)):
+    cdef int of_channels = cache.axis
+    if not (plain_view(&x_array, x, of_channels) and plain_view(&dy_array, dy, of_channels)
+            and alike(dy, x)):
         return None
     cdef Py_ssize_t channels = x_array.channels
-    if cnp.PyArray_DIM(<cnp.ndarray> stats, 1) != channels or not (
+    if cnp.PyArray_DIM(<cnp.ndarray> stats, 1) != channels or x.shape != cache._shape or not (
             plain_parameter(gamma, channels) and plain_dtype(cache._gamma_dtype)
             and plain_dtype(cache._beta_dtype)):
         return None
     if out is None:
-        out = empty_like_rows(&x_array)
-        plain_rows(&dx_array, out)
-    elif not (plain_output(&dx_array, out, &x_array)
+        out = empty_like(x)
+        plain_view(&dx_array, out, of_channels)
+    elif not (plain_output(&dx_array, out, x, of_channels)
               and apart_or_same(out, &dx_array, dy, &dy_array)
               and apart_or_same(out, &dx_array, x, &x_array) and apart(out, gamma)):
         return None
@@ -209,14 +234,15 @@ def plain_backward(dy, CacheFields cache not None, out, threads):
             gradient(dbeta, channels, cache._beta_dtype))
 
 
-def plain_inference(x, mean, var, gamma, beta, out, double eps, threads):
+def plain_inference(x, mean, var, gamma, beta, axis, out, double eps, threads):
     """y of a plain inference call, else None."""
     cdef cbn_c.cbn_array x_array, y_array
     cdef cbn_c.cbn_resources resources
     cdef cbn_c.cbn_status status
     cdef double *gamma_data = NULL
     cdef double *beta_data = NULL
-    if not plain_rows(&x_array, x) or mean is None or var is None:
+    cdef int of_channels = plain_axis(axis, x)
+    if not plain_view(&x_array, x, of_channels) or mean is None or var is None:
         return None
     cdef Py_ssize_t channels = x_array.channels
     if not (plain_parameter(mean, channels) and plain_parameter(var, channels)
@@ -232,9 +258,9 @@ def plain_inference(x, mean, var, gamma, beta, out, double eps, threads):
     if cbn_c.cbn_any_negative(statistics.var, channels):
         return None
     if out is None:
-        out = empty_like_rows(&x_array)
-        plain_rows(&y_array, out)
-    elif not (plain_output(&y_array, out, &x_array)
+        out = empty_like(x)
+        plain_view(&y_array, out, of_channels)
+    elif not (plain_output(&y_array, out, x, of_channels)
               and apart_or_same(out, &y_array, x, &x_array) and apart(out, mean)
               and apart(out, var) and apart(out, gamma) and apart(out, beta)):
         return None
@@ -252,14 +278,15 @@ def plain_inference(x, mean, var, gamma, beta, out, double eps, threads):
     return out
 
 
-def plain_inference_backward(dy, x, mean, var, gamma, out, double eps, threads):
+def plain_inference_backward(dy, x, mean, var, gamma, axis, out, double eps, threads):
     """dx, dgamma and dbeta of a plain backward call of inference, else None."""
     cdef cbn_c.cbn_array x_array, dy_array, dx_array
     cdef cbn_c.cbn_resources resources
     cdef cbn_c.cbn_status status
     cdef double *gamma_data = NULL
-    if not (plain_rows(&x_array, x) and plain_rows(&dy_array, dy) and alike(&dy_array, &x_array)
-            and mean is not None and var is not None):
+    cdef int of_channels = plain_axis(axis, x)
+    if not (plain_view(&x_array, x, of_channels) and plain_view(&dy_array, dy, of_channels)
+            and alike(dy, x) and mean is not None and var is not None):
         return None
     cdef Py_ssize_t channels = x_array.channels
     if not (plain_parameter(mean, channels) and plain_parameter(var, channels)
@@ -276,9 +303,9 @@ def plain_inference_backward(dy, x, mean, var, gamma, out, double eps, threads):
     if cbn_c.cbn_any_negative(statistics.var, channels):
         return None
     if out is None:
-        out = empty_like_rows(&x_array)
-        plain_rows(&dx_array, out)
-    elif not (plain_output(&dx_array, out, &x_array)
+        out = empty_like(x)
+        plain_view(&dx_array, out, of_channels)
+    elif not (plain_output(&dx_array, out, x, of_channels)
               and apart_or_same(out, &dx_array, dy, &dy_array)
               and apart_or_same(out, &dx_array, x, &x_array) and apart(out, mean)
               and apart(out, var) and apart(out, gamma)):

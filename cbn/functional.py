@@ -2,7 +2,7 @@
 
 Design: arguments are checked in _check, arrays of any strides go to the compiled calls as they are.
 Per-channel arguments travel as float64: D numbers cost nothing beside N x D, and the C core needs
-one form. The usual arguments - plain float32 or float64 rows - go straight to _core, which knows
+one form. The usual arguments - float32 or float64 in C order - go straight to _core, which knows
 them by a few comparisons and declines whatever else it is given: all those checks take longer than
 a small batch.
 """
@@ -19,10 +19,6 @@ from cbn import _check, _core, _passes
 from cbn._arrays import computed, float64, gradient, new_array
 from cbn.cache import NO_OPTIONS, BatchNormCache, ForwardOptions
 from cbn.runtime import get_num_threads, resolve_threads
-
-
-def _plain_axis(axis: int) -> bool:
-    return type(axis) is int and (axis == 1 or axis == -1)
 
 
 def _plain_threads(num_threads: int) -> bool:
@@ -161,12 +157,13 @@ def batch_norm_forward(
     """
     if (
         (mask is sample_weight is virtual_batch_size is residual is activation is None)
-        and (axis is None or _plain_axis(axis))
         and (type(eps) is float and 0 <= eps < inf)
         and (num_threads is None or _plain_threads(num_threads))
     ):
         threads = num_threads or get_num_threads
-        plain = _core.plain_forward(x, gamma, beta, out, eps, threads, BatchNormCache, NO_OPTIONS)
+        plain = _core.plain_forward(
+            *(x, gamma, beta, axis, out, eps, threads, BatchNormCache, NO_OPTIONS)
+        )
         if plain is not None:
             return plain
     y, x, call, options = prepared(
@@ -226,10 +223,8 @@ def batch_norm_backward(
     """
     _check.cache(cache, BatchNormCache)
     x, options = cache.x, cache._options
-    if (
-        (options is NO_OPTIONS or options.plain)
-        and cache.axis == 1
-        and (num_threads is None or _plain_threads(num_threads))
+    if (options is NO_OPTIONS or options.plain) and (
+        num_threads is None or _plain_threads(num_threads)
     ):
         plain = _core.plain_backward(dy, cache, out, num_threads or get_num_threads)
         if plain is not None:
@@ -296,12 +291,11 @@ def batch_norm_inference(
     """
     if (
         (mask is residual is activation is None)
-        and (axis is None or _plain_axis(axis))
         and (type(eps) is float and 0 <= eps < inf)
         and (num_threads is None or _plain_threads(num_threads))
     ):
         plain = _core.plain_inference(
-            *(x, mean, var, gamma, beta, out, eps, num_threads or get_num_threads)
+            *(x, mean, var, gamma, beta, axis, out, eps, num_threads or get_num_threads)
         )
         if plain is not None:
             return plain
@@ -370,11 +364,11 @@ def batch_norm_inference_backward(
     >>> cbn.batch_norm_inference_backward([[3.0]], [[5.0]], [1.0], [4.0], [10.0], eps=0)
     (array([[15.]]), array([6.]), array([3.]))
     """
-    if ((axis is None or _plain_axis(axis)) and type(eps) is float and 0 <= eps < inf) and (
+    if (type(eps) is float and 0 <= eps < inf) and (
         num_threads is None or _plain_threads(num_threads)
     ):
         plain = _core.plain_inference_backward(
-            *(dy, x, mean, var, gamma, out, eps, num_threads or get_num_threads)
+            *(dy, x, mean, var, gamma, axis, out, eps, num_threads or get_num_threads)
         )
         if plain is not None:
             return plain

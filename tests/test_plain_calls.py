@@ -11,13 +11,17 @@ from cbn import _core
 from cbn.cache import NO_OPTIONS, BatchNormCache
 
 SHAPES = [(1, 1), (2, 3), (32, 64), (1, 5), (300, 17), (4097, 2), (70, 1025)]
+# Also in C order with more dimensions, or the channels first.
+CASES = [*((shape, 1) for shape in SHAPES), ((5, 40), 0), ((1, 7), 0), ((3, 4, 5), 1)]
+CASES += [((3, 4, 5), 0), ((3, 4, 5), -1), ((2, 3, 8, 8), -3), ((32, 24, 7, 7), 1)]
+CASES += [((4, 3, 1, 1), 1), ((2, 1, 6, 5, 4), 1), ((16, 40, 9, 9), 1)]
 DTYPES = [np.float32, np.float64]
 
 
-def data(shape, dtype, parameters=np.float32):
+def data(shape, dtype, parameters=np.float32, axis=1):
     rng = np.random.default_rng(shape)
     x, dy = rng.normal(1, 2, (2, *shape)).astype(dtype)
-    gamma, beta = rng.normal(0, 1, (2, shape[1])).astype(parameters)
+    gamma, beta = rng.normal(0, 1, (2, shape[axis])).astype(parameters)
     return x, dy, gamma, beta
 
 
@@ -35,27 +39,37 @@ def everything(x, dy, gamma, beta, **general):
 
 @pytest.mark.parametrize("parameters", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_both_ways_give_the_same_bytes(shape, dtype, parameters):
-    x, dy, gamma, beta = data(shape, dtype, parameters)
+@pytest.mark.parametrize("shape, axis", CASES)
+def test_both_ways_give_the_same_bytes(shape, axis, dtype, parameters):
+    x, dy, gamma, beta = data(shape, dtype, parameters, axis)
     for g, b in ((gamma, beta), (gamma, None), (None, beta), (None, None)):
-        short, general = everything(x, dy, g, b), everything(x, dy, g, b, axis=np.int64(1))
+        short = everything(x, dy, g, b, axis=axis)
+        general = everything(x, dy, g, b, axis=np.int64(axis))
         for name in [name for name in short if short[name] is None]:
             assert short.pop(name) is general.pop(name)
         same_bytes(short, general)
 
 
-@pytest.mark.parametrize("axis", [None, 1, -1])
-def test_the_last_axis_of_two_takes_the_short_way(axis, monkeypatch):
+@pytest.mark.parametrize("shape, axis", [*CASES, ((5, 3), None), ((5, 3), -1)])
+def test_any_axis_takes_the_short_way(shape, axis, monkeypatch):
     monkeypatch.setattr("cbn._check.real_array", None)  # where the general way begins
-    x, _, gamma, beta = data((5, 3), np.float32)
-    _, cache = cbn.batch_norm_forward(x, gamma, beta, axis=axis)
+    monkeypatch.setattr("cbn._check.unchanged", None)
+    x, dy, gamma, beta = data(shape, np.float32, axis=1 if axis is None else axis)
+    y, cache = cbn.batch_norm_forward(x, gamma, beta, axis=axis)
+    channels = cache.axis
+    assert y.shape == x.shape and channels == (1 if axis is None else axis % x.ndim)
+    assert cache.count == x.size / x.shape[channels]
+    out = np.empty_like(x)
+    assert cbn.batch_norm_backward(dy, cache, out=out)[0] is out
+    assert cbn.batch_norm_backward(dy, cache, out=dy)[0] is dy
     cbn.batch_norm_inference(x, cache.mean, cache.var, gamma, beta, axis=axis)
     cbn.batch_norm_inference_backward(x, x, cache.mean, cache.var, gamma, axis=axis)
 
 
-def forward(x, gamma, beta, out, threads=1):
-    return _core.plain_forward(x, gamma, beta, out, 1e-5, threads, BatchNormCache, NO_OPTIONS)
+def forward(x, gamma, beta, out, threads=1, axis=None):
+    return _core.plain_forward(
+        *(x, gamma, beta, axis, out, 1e-5, threads, BatchNormCache, NO_OPTIONS)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -74,7 +88,10 @@ def test_plain_arguments_take_the_short_way(dtype):
         assert back[0] is dx and back[1].dtype == gamma.dtype and back[2] is None
         in_place = np.array(rows)
         mean, var = stats[0].copy(), stats[2].copy()
-        assert _core.plain_inference(in_place, mean, var, None, beta, in_place, 0.1, 1) is in_place
+        assert (
+            _core.plain_inference(*(in_place, mean, var, None, beta, None, in_place, 0.1, 1))
+            is in_place
+        )
 
 
 def unusual():
@@ -128,6 +145,36 @@ def test_anything_else_is_declined_untouched(name):
         np.testing.assert_array_equal(out, before)
 
 
+@pytest.mark.parametrize("axis", [None, 3, -4, 2**80, True, 1.0, "1"])
+def test_an_axis_that_is_none_is_declined(axis):
+    x, _, gamma, beta = data((4, 3, 5), np.float32)
+    assert forward(x, gamma, beta, None, axis=axis) is None
+
+
+def test_images_that_are_not_in_c_order_are_declined():
+    x, dy, gamma, beta = data((4, 6, 8, 10), np.float32)
+    for other in (x.transpose(0, 1, 3, 2), x[:, :, ::2], x[::-1], np.asfortranarray(x)):
+        assert forward(other, gamma, beta, None, axis=1) is None
+    _, cache = forward(x, gamma, beta, None, axis=1)
+    for other in (dy[::-1], dy.reshape(4, 6, 80), dy.reshape(4, 6, 10, 8), np.asfortranarray(dy)):
+        assert _core.plain_backward(other, cache, None, 1) is None
+        assert _core.plain_backward(dy, cache, other, 1) is None
+    memory = np.empty(2 * x.size, np.float32)
+    overlaps = memory[x.size - 1 : 2 * x.size - 1].reshape(x.shape)
+    first = memory[: x.size].reshape(x.shape)
+    assert forward(first, gamma, beta, overlaps, axis=1) is None
+    assert forward(x, memory[:6], beta, first, axis=1) is None
+
+
+def test_a_cache_whose_image_has_changed_its_shape_is_declined():
+    x, dy, gamma, beta = data((4, 3, 8, 8), np.float32)
+    _, cache = forward(x, gamma, beta, None, axis=1)
+    x.shape = (2, 3, 16, 8)
+    assert _core.plain_backward(dy.reshape(x.shape), cache, None, 1) is None
+    with pytest.raises(ValueError, match=r"cache: expected x of shape \(4, 3, 8, 8\)"):
+        cbn.batch_norm_backward(dy.reshape(x.shape), cache)
+
+
 def test_a_cache_whose_x_has_changed_its_shape_is_declined():
     x, dy, gamma, beta = data((32, 64), np.float32)
     _, cache = cbn.batch_norm_forward(x, gamma, beta)
@@ -141,14 +188,16 @@ def test_a_negative_variance_is_declined():
     x, dy, _, beta = data((32, 64), np.float32)
     mean, var = np.zeros(64), np.ones(64)
     var[63] = -1e-300
-    assert _core.plain_inference(x, mean, var, None, beta, None, 1e-5, 1) is None
+    assert _core.plain_inference(x, mean, var, None, beta, None, None, 1e-5, 1) is None
 
 
-@pytest.mark.parametrize("shape, asked", [((100, 100), 0), ((256, 128), 1)])
+@pytest.mark.parametrize(
+    "shape, asked", [((100, 100), 0), ((256, 128), 1), ((8, 8, 8, 8), 0), ((8, 8, 32, 16), 1)]
+)
 def test_threads_are_asked_for_where_they_may_pay(shape, asked):
     x, dy, gamma, beta = data(shape, np.float32)
     calls = []
-    forward(x, gamma, beta, None, lambda: calls.append(1) or 2)
+    forward(x, gamma, beta, None, lambda: calls.append(1) or 2, axis=1)
     assert len(calls) == asked
 
 
