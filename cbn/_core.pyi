@@ -198,6 +198,14 @@ def plain_inference_backward(
     eps: float,
     threads: _Threads,
 ) -> tuple[_Array, _Array | None, _Array] | None: ...
+def plain_average(
+    running_mean: object,
+    running_var: object,
+    batches: NDArray[np.int64],
+    cache: CacheFields,
+    momentum: float,
+    factor: float,
+) -> bool: ...
 def put(to: _Array, values: _Array) -> None: ...
 
 tensor_dtypes: dict[str, int]

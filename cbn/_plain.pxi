@@ -323,3 +323,35 @@ def plain_inference_backward(dy, x, mean, var, gamma, axis, out, double eps, thr
     release(&resources, status)
     return (out, gradient(dgamma, channels, None if gamma is None else dtype),
             gradient(dbeta, channels, dtype))
+
+
+def plain_average(running_mean, running_var, batches, CacheFields cache not None, double momentum,
+                  double factor):
+    """Whether plain running statistics, (47), and their count of batches took in one batch more.
+
+    With the GIL held: no other Python thread and no signal handler sees a part of it. `factor` makes
+    the variance of the cache the one to average.
+    """
+    cdef cnp.ndarray stats = <cnp.ndarray> cache._stats
+    cdef Py_ssize_t channels = cnp.PyArray_DIM(stats, 1)
+    cdef double *first = <double *> cnp.PyArray_DATA(stats)
+    if running_mean is None or running_var is None or not (
+            plain_parameter(running_mean, channels) and plain_parameter(running_var, channels)
+            and alike(running_mean, running_var) and apart(running_mean, running_var)):
+        return False
+    cdef cnp.ndarray mean = <cnp.ndarray> running_mean
+    cdef cnp.ndarray var = <cnp.ndarray> running_var
+    if not (cnp.PyArray_ISWRITEABLE(mean) and cnp.PyArray_ISWRITEABLE(var)):
+        return False
+    cdef void *to_mean = cnp.PyArray_DATA(mean)
+    cdef void *to_var = cnp.PyArray_DATA(var)
+    if cnp.PyArray_TYPE(mean) == cnp.NPY_FLOAT:
+        cbn_c.cbn_average_float32(<float *> to_mean, first, 1, momentum, channels)
+        cbn_c.cbn_average_float32(<float *> to_var, first + 2 * channels, factor, momentum,
+                                  channels)
+    else:
+        cbn_c.cbn_average_float64(<double *> to_mean, first, 1, momentum, channels)
+        cbn_c.cbn_average_float64(<double *> to_var, first + 2 * channels, factor, momentum,
+                                  channels)
+    (<cnp.int64_t *> cnp.PyArray_DATA(<cnp.ndarray> batches))[0] += 1
+    return True

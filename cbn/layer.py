@@ -14,7 +14,7 @@ from cbn import _check, _check_state
 from cbn._state import STATE_LOCK, write
 from cbn.derivatives import batch_norm_inference_cache
 from cbn.functional import batch_norm_backward, batch_norm_forward, batch_norm_inference
-from cbn.moments import DEFAULT_MOMENTUM, Moments, averaged, renormalization
+from cbn.moments import DEFAULT_MOMENTUM, Moments, average_plainly, averaged, renormalization
 
 # The layer's attributes under the names that others give them.
 _TORCH = {
@@ -282,9 +282,24 @@ class BatchNorm:
         )
         if self.running_mean is None:
             self._saved = cache, factors
-        else:
+        elif not self._track_plainly((cache, factors)):
             self._track(Moments.from_cache(cache), (cache, factors))
         return y
+
+    def _track_plainly(self, saved: tuple[Any, ...]) -> bool:
+        """What `_track` does, if nothing is unusual: 2 us instead of 30."""
+        if self.skip_nonfinite:
+            return False
+        statistics = self.running_mean, self.running_var, self._batches
+        with STATE_LOCK:
+            before, self._saved = self._saved, saved
+            done = False
+            try:
+                done = average_plainly(*statistics, saved[0], self.momentum, self.correction)
+            finally:
+                if not done:
+                    self._saved = before
+        return done
 
     def _track(self, m: Moments, saved: tuple[Any, ...]) -> None:
         """Keep what backward needs, and average m into the running statistics."""

@@ -435,6 +435,27 @@ def averaged(
         )
 
 
+def average_plainly(
+    running_mean: NDArray,
+    running_var: NDArray,
+    batches: NDArray[np.int64],
+    cache: BatchNormCache,
+    momentum: float | None,
+    correction: float,
+) -> bool:
+    """Whether compiled code has averaged a batch as `averaged` would, and counted it, all at once.
+
+    It takes running statistics of float32 or float64 side by side.
+    """
+    if cache.count == 0:
+        return False
+    momentum = _check_state.momentum(momentum, None, DEFAULT_MOMENTUM)
+    if momentum is None:
+        momentum = 1 / (int(batches) + 1)
+    factor = cache.count / (cache.count - _check_state.correction(correction, cache.count))
+    return _core.plain_average(running_mean, running_var, batches, cache, momentum, factor)
+
+
 def _fits(values: NDArray, target: NDArray) -> bool:
     with np.errstate(over="ignore"):
         return bool(np.isfinite(values.astype(target.dtype)).all())

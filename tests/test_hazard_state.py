@@ -284,13 +284,13 @@ def one_batch_on(**options):
 )
 def test_an_interrupt_anywhere_in_a_call(options):
     counts = interrupted_everywhere(one_batch_on(**options), lambda bn: bn(batch(1)), bytes_of)
-    assert min(counts) > 0 and sum(counts) > 40
+    assert min(counts) > 0 and sum(counts) > 30
 
 
 def test_an_interrupt_anywhere_in_loading():
     given = after([batch(seed) for seed in range(3)])[-1] | {"weight": np.arange(C)}
     counts = interrupted_everywhere(one_batch_on(), lambda bn: bn.load_state_dict(given), bytes_of)
-    assert min(counts) > 0 and sum(counts) > 40
+    assert min(counts) > 0 and sum(counts) > 30
 
 
 def test_an_interrupt_anywhere_in_an_update():

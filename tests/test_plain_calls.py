@@ -208,3 +208,69 @@ def test_mean_and_mean_low_are_the_mean_to_twice_the_precision():
     assert np.all(cache.mean_low != 0)
     np.testing.assert_allclose(cache.mean_low, rest, rtol=1e-6)
     assert not cache.mean_low.flags.writeable
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", [{}, {"momentum": None, "correction": 0}, {"momentum": 1}])
+def test_a_layer_averages_the_short_way(options, dtype, monkeypatch):
+    x = data((32, 64), np.float32)[0]
+    x[0, 1], x[0, 2], x[0, 3] = np.inf, np.nan, 1e30
+    layer, general = (cbn.BatchNorm(64, dtype=dtype, **options) for _ in range(2))
+    monkeypatch.setattr(_core, "plain_average", lambda *_: False)
+    for factor in (1, 2, 3):
+        general(factor * x)
+    monkeypatch.undo()
+    monkeypatch.setattr("cbn.layer.averaged", None)
+    for factor in (1, 2, 3):
+        layer(factor * x)
+    assert layer.num_batches_tracked == 3
+    same_bytes(layer.state_dict(), general.state_dict())
+
+
+def unusual_statistics():
+    read_only = np.ones(64, np.float32)
+    read_only.flags.writeable = False
+    memory = np.ones(100, np.float32)
+    return {
+        "half": (np.ones(64, np.float16), np.ones(64, np.float16)),
+        "two dtypes": (np.ones(64, np.float32), np.ones(64)),
+        "strided": (np.ones(128, np.float32)[::2], np.ones(64, np.float32)),
+        "too short": (np.ones(64, np.float32), np.ones(63, np.float32)),
+        "none": (None, np.ones(64, np.float32)),
+        "a list": (np.ones(64, np.float32), [1.0] * 64),
+        "read-only": (np.ones(64, np.float32), read_only),
+        "overlapping": (memory[:64], memory[36:]),
+    }
+
+
+@pytest.mark.parametrize("name", unusual_statistics())
+def test_other_running_statistics_are_declined_untouched(name):
+    x, _, gamma, beta = data((32, 64), np.float32)
+    _, cache = forward(x, gamma, beta, None)
+    batches = np.zeros((), np.int64)
+    for both in (unusual_statistics()[name], unusual_statistics()[name][::-1]):
+        assert _core.plain_average(*both, batches, cache, 0.1, 1.0) is False
+        assert all(a is None or np.all(np.equal(a, 1)) for a in both)
+    assert batches == 0
+
+
+@pytest.mark.parametrize(
+    "mistake, message",
+    [
+        ({"momentum": 1.5}, "momentum: expected a number from 0 to 1, got 1.5"),
+        ({"correction": 32}, "correction: expected less than the count of values, 32, got 32"),
+        ({"running_var": np.ones(3, np.float32)}, r"running_var: expected shape \(64,\)"),
+    ],
+)
+def test_a_layer_with_a_mistake_changes_nothing(mistake, message):
+    x = data((32, 64), np.float32)[0]
+    layer = cbn.BatchNorm(64)
+    layer(x)
+    before = layer._saved
+    for name, value in mistake.items():
+        setattr(layer, name, value)
+    state = layer.state_dict()
+    with pytest.raises(ValueError, match=message):
+        layer(x + 1)
+    assert layer._saved is before
+    same_bytes(layer.state_dict(), state)
