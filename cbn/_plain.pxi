@@ -1,8 +1,8 @@
-# Plain calls: what nearly every call is, recognised by a few comparisons: float32 or float64 rows of
-# adjacent channels, or arrays in C order with any channel axis, parameters of those dtypes, results
-# with memory of their own. Such a call costs 2 us; the general one, which accepts anything or says
-# what is wrong with it, 15. These functions return None, and have written nothing, for whatever else
-# they are given.
+# Plain calls: what nearly every call is, recognised by a few comparisons: float32 or float64 rows
+# of adjacent channels, or arrays in C order with any channel axis, parameters of those dtypes,
+# results with memory of their own. Such a call costs 2 us; the general one, which accepts anything
+# or says what is wrong with it, 30. These functions return None, and have written nothing, for
+# whatever else they are given.
 
 cdef cbn_c.cbn_activation no_activation = cbn_c.cbn_activation(NULL, 0)
 
@@ -329,8 +329,8 @@ def plain_average(running_mean, running_var, batches, CacheFields cache not None
                   double factor):
     """Whether plain running statistics, (47), and their count of batches took in one batch more.
 
-    With the GIL held: no other Python thread and no signal handler sees a part of it. `factor` makes
-    the variance of the cache the one to average.
+    With the GIL held: no other Python thread and no signal handler sees a part of it. `factor`
+    makes the variance of the cache the one to average.
     """
     cdef cnp.ndarray stats = <cnp.ndarray> cache._stats
     cdef Py_ssize_t channels = cnp.PyArray_DIM(stats, 1)
