@@ -216,8 +216,8 @@ CBN_INLINE cbn_output cbn_output_row(cbn_output out, ptrdiff_t r, const cbn_tile
  * Near the core, two rows. */
 CBN_INLINE int cbn_rows_at_once(const cbn_tile *tile, size_t itemsize)
 {
-    const int narrow =
-        (tile->run > 1 && tile->in_order) || (size_t)tile->cols * itemsize <= (tile->stream ? 2048 : 4096);
+    const int narrow = (tile->run > 1 && tile->in_order) ||
+                       (size_t)tile->cols * itemsize <= (tile->stream ? 2048 : 4096);
     return !narrow ? 4 : tile->in_order ? 1 : 2;
 }
 
