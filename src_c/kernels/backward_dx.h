@@ -10,12 +10,14 @@ typedef struct CBN_NAME(dx_work) {
     CBN_WORK *high, *a, *b, *scale;
 } CBN_NAME(dx_work);
 
-/* The first n rows, n and stream being constants of the caller; one row where it may be scratch. */
+/* As normalize_part. */
 CBN_INLINE void CBN_NAME(backward_dx_part)(const CBN_NAME(dx_work) * w, int n, int stream,
-                                           cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile)
+                                           int alone, cbn_output dx, cbn_input dy, cbn_input x,
+                                           cbn_tile tile)
 {
     const CBN_WORK *const high = w->high, *const a = w->a, *const b = w->b;
     const CBN_WORK *const scale = w->scale;
+    const CBN_WORK high0 = high[0], a0 = a[0], b0 = b[0], scale0 = scale[0];
     const CBN_ELEMENT *const x0 = CBN_ROW(x, 0, 4), *const x1 = CBN_ROW(x, n - 1, 4);
     const CBN_ELEMENT *const dy0 = CBN_ROW(dy, 0, 5), *const dy1 = CBN_ROW(dy, n - 1, 5);
     CBN_ELEMENT *const dx0 = CBN_OUT_ROW(dx, 0, 6), *const dx1 = CBN_OUT_ROW(dx, n - 1, 6);
@@ -23,7 +25,8 @@ CBN_INLINE void CBN_NAME(backward_dx_part)(const CBN_NAME(dx_work) * w, int n, i
     CBN_STORE(to, at, CBN_LOAD(dy, j) * by_dy + (plus - (h - CBN_LOAD(x, j)) * slope))
 #define CBN_DX_ROWS(to0, to1, at, j)                                                               \
     {                                                                                              \
-        const CBN_WORK h = high[j], slope = a[j], plus = b[j], by_dy = scale[j];                   \
+        const CBN_WORK h = alone ? high0 : high[j], by_dy = alone ? scale0 : scale[j];             \
+        const CBN_WORK slope = alone ? a0 : a[j], plus = alone ? b0 : b[j];                        \
         CBN_DX(to0, at, dy0, x0, j);                                                               \
         if (n > 1) {                                                                               \
             CBN_DX(to1, at, dy1, x1, j);                                                           \
@@ -43,15 +46,17 @@ CBN_INLINE void CBN_NAME(backward_dx_part)(const CBN_NAME(dx_work) * w, int n, i
 }
 
 CBN_INLINE void CBN_NAME(backward_dx_rows)(const CBN_NAME(dx_work) * w, int n, int stream,
-                                           cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile)
+                                           int alone, cbn_output dx, cbn_input dy, cbn_input x,
+                                           cbn_tile tile)
 {
     const int half = x.half != NULL || dy.half != NULL || dx.half != NULL;
     CBN_PARTS(tile, j, half, dx.data, {
-        const CBN_NAME(dx_work) at = {w->high + j, w->a + j, w->b + j, w->scale + j};
+        const ptrdiff_t c = alone ? 0 : j;
+        const CBN_NAME(dx_work) at = {w->high + c, w->a + c, w->b + c, w->scale + c};
         const cbn_input x_rows = CBN_NAME(widened)(x, n, &tile, 13);
         const cbn_input dy_rows = CBN_NAME(widened)(dy, n, &tile, 16);
         const cbn_output made = CBN_NAME(unmade)(dx, &tile, 19);
-        CBN_NAME(backward_dx_part)(&at, n, stream, made, dy_rows, x_rows, tile);
+        CBN_NAME(backward_dx_part)(&at, n, stream, alone, made, dy_rows, x_rows, tile);
         CBN_NAME(narrow)(dx, made, n, &tile);
         CBN_SKIP(x, tile.cols)
         CBN_SKIP(dy, tile.cols)
@@ -69,7 +74,7 @@ static void CBN_NAME(backward_dx_apart)(const CBN_NAME(dx_work) * w, cbn_output 
         CBN_GATHER(x, tile.rows, 7)
         CBN_GATHER(dy, tile.rows, 15)
         for (ptrdiff_t r = 0; r < tile.rows; ++r) {
-            CBN_NAME(backward_dx_rows)(w, 1, 0, cbn_output_row(dx, r, &tile, 23),
+            CBN_NAME(backward_dx_rows)(w, 1, 0, 0, cbn_output_row(dx, r, &tile, 23),
                                        cbn_input_row(dy, r, &tile, 15),
                                        cbn_input_row(x, r, &tile, 7), tile);
         }
@@ -78,6 +83,36 @@ static void CBN_NAME(backward_dx_apart)(const CBN_NAME(dx_work) * w, cbn_output 
         CBN_ADVANCE(dy, tile.rows)
         CBN_ADVANCE(dx, tile.rows)
     }
+}
+
+static void CBN_NAME(backward_dx_by_runs)(const CBN_NAME(dx_work) * w, cbn_output dx, cbn_input dy,
+                                          cbn_input x, cbn_tile tile)
+{
+    const int stream = tile.stream && !CBN_HALVES;
+    const ptrdiff_t channels = cbn_channels_of(&tile);
+    cbn_tile run = tile;
+    run.cols = tile.run;
+    for (ptrdiff_t r = 0; r < tile.rows; ++r) {
+        cbn_output to = dx;
+        cbn_input from_dy = dy, from_x = x;
+        run.skew = tile.skew;
+        for (ptrdiff_t c = 0; c < channels; ++c) {
+            const CBN_NAME(dx_work) of = {w->high + c, w->a + c, w->b + c, w->scale + c};
+            if (stream) {
+                CBN_NAME(backward_dx_rows)(&of, 1, 1, 1, to, from_dy, from_x, run);
+            } else {
+                CBN_NAME(backward_dx_rows)(&of, 1, 0, 1, to, from_dy, from_x, run);
+            }
+            CBN_SKIP(to, run.cols)
+            CBN_SKIP(from_dy, run.cols)
+            CBN_SKIP(from_x, run.cols)
+            run.skew = (run.skew + run.cols) % CBN_LINE;
+        }
+        CBN_ADVANCE(dx, 1)
+        CBN_ADVANCE(dy, 1)
+        CBN_ADVANCE(x, 1)
+    }
+    cbn_stream_end();
 }
 
 static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile,
@@ -91,6 +126,11 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
                          channels->along_xhat[c] * channels->invstd[c], channels->along_one[c]);
         w.scale[c] = (CBN_WORK)channels->scale[c];
     }
+    const int apart = CBN_APART(x) || CBN_APART(dy) || CBN_APART(dx);
+    if (CBN_LONG_RUNS(tile) && !apart) {
+        CBN_NAME(backward_dx_by_runs)(&w, dx, dy, x, tile);
+        return;
+    }
     CBN_SPREAD(w.high, tile)
     CBN_SPREAD(w.a, tile)
     CBN_SPREAD(w.b, tile)
@@ -100,7 +140,7 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
      * rows are too short for their loop. */
     const int most = cbn_rows_at_once(&tile, sizeof(CBN_WORK));
     const int plain = x.access == NULL && dy.access == NULL && dx.access == NULL;
-    if (CBN_APART(x) || CBN_APART(dy) || CBN_APART(dx)) {
+    if (apart) {
         CBN_NAME(backward_dx_apart)(&w, dx, dy, x, tile);
         return;
     }
@@ -112,13 +152,13 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
     for (ptrdiff_t left = tile.rows; left > 0; left -= n) {
         n = two && left > 1 ? 2 : 1;
         if (stream && n == 2) {
-            CBN_NAME(backward_dx_rows)(&w, 2, 1, dx, dy, x, tile);
+            CBN_NAME(backward_dx_rows)(&w, 2, 1, 0, dx, dy, x, tile);
         } else if (stream) {
-            CBN_NAME(backward_dx_rows)(&w, 1, 1, dx, dy, x, tile);
+            CBN_NAME(backward_dx_rows)(&w, 1, 1, 0, dx, dy, x, tile);
         } else if (n == 2) {
-            CBN_NAME(backward_dx_rows)(&w, 2, 0, dx, dy, x, tile);
+            CBN_NAME(backward_dx_rows)(&w, 2, 0, 0, dx, dy, x, tile);
         } else {
-            CBN_NAME(backward_dx_rows)(&w, 1, 0, dx, dy, x, tile);
+            CBN_NAME(backward_dx_rows)(&w, 1, 0, 0, dx, dy, x, tile);
         }
         CBN_ADVANCE(dx, n)
         CBN_ADVANCE(dy, n)

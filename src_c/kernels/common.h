@@ -230,6 +230,10 @@ CBN_INLINE ptrdiff_t cbn_channels_of(const cbn_tile *tile)
     return tile->run == 1 ? tile->cols : tile->cols / tile->run;
 }
 
+/* Runs that maps take one by one, with the channel's coefficients in registers: they take 0.6 to 1
+ * of the time, runs of 196 up to 1.1. */
+#define CBN_LONG_RUNS(tile) ((tile).run >= 512)
+
 /* A number a channel for each of its columns, in place, from the last channel down: by lines, of
  * which the first may reach into the channels below, whose turn is yet to come, but not to where
  * their numbers wait. */

@@ -8,18 +8,21 @@ typedef struct CBN_NAME(normalize_work) {
     CBN_WORK *high, *a, *b;
 } CBN_NAME(normalize_work);
 
-/* The first n rows, n and stream being constants of the caller; one row where it may be scratch. */
+/* The first n rows; n, stream and alone (there is one channel, with the first coefficients) are
+ * constants of the caller. One row where it may be scratch. */
 CBN_INLINE void CBN_NAME(normalize_part)(const CBN_NAME(normalize_work) * w, int n, int stream,
-                                         cbn_output y, cbn_input x, cbn_tile tile)
+                                         int alone, cbn_output y, cbn_input x, cbn_tile tile)
 {
     const CBN_WORK *const high = w->high, *const a = w->a, *const b = w->b;
+    const CBN_WORK high0 = high[0], a0 = a[0], b0 = b[0];
     const CBN_ELEMENT *const x0 = CBN_ROW(x, 0, 3), *const x1 = CBN_ROW(x, n > 1, 3);
     const CBN_ELEMENT *const x2 = CBN_ROW(x, n > 2 ? 2 : 0, 3), *const x3 = CBN_ROW(x, n - 1, 3);
     CBN_ELEMENT *const y0 = CBN_OUT_ROW(y, 0, 4), *const y1 = CBN_OUT_ROW(y, n > 1, 4);
     CBN_ELEMENT *const y2 = CBN_OUT_ROW(y, n > 2 ? 2 : 0, 4), *const y3 = CBN_OUT_ROW(y, n - 1, 4);
 #define CBN_NORMALIZE(to0, to1, to2, to3, at, j)                                                   \
     {                                                                                              \
-        const CBN_WORK h = high[j], slope = a[j], plus = b[j];                                     \
+        const CBN_WORK h = alone ? high0 : high[j];                                                \
+        const CBN_WORK slope = alone ? a0 : a[j], plus = alone ? b0 : b[j];                        \
         CBN_STORE(to0, at, plus - (h - CBN_LOAD(x0, j)) * slope);                                  \
         if (n > 1) {                                                                               \
             CBN_STORE(to1, at, plus - (h - CBN_LOAD(x1, j)) * slope);                              \
@@ -43,13 +46,14 @@ CBN_INLINE void CBN_NAME(normalize_part)(const CBN_NAME(normalize_work) * w, int
 }
 
 CBN_INLINE void CBN_NAME(normalize_rows)(const CBN_NAME(normalize_work) * w, int n, int stream,
-                                         cbn_output y, cbn_input x, cbn_tile tile){
+                                         int alone, cbn_output y, cbn_input x, cbn_tile tile){
     CBN_PARTS(tile, j, x.half != NULL || y.half != NULL, y.data,
               {
-                  const CBN_NAME(normalize_work) at = {w->high + j, w->a + j, w->b + j};
+                  const ptrdiff_t c = alone ? 0 : j;
+                  const CBN_NAME(normalize_work) at = {w->high + c, w->a + c, w->b + c};
                   const cbn_input rows = CBN_NAME(widened)(x, n, &tile, 13);
                   const cbn_output made = CBN_NAME(unmade)(y, &tile, 17);
-                  CBN_NAME(normalize_part)(&at, n, stream, made, rows, tile);
+                  CBN_NAME(normalize_part)(&at, n, stream, alone, made, rows, tile);
                   CBN_NAME(narrow)(y, made, n, &tile);
                   CBN_SKIP(x, tile.cols)
                   CBN_SKIP(y, tile.cols)
@@ -116,13 +120,41 @@ static void CBN_NAME(normalize_apart)(const CBN_NAME(normalize_work) * w, cbn_ou
         tile.rows = cbn_least(whole.rows - before, CBN_GATHERED_ROWS);
         CBN_GATHER(x, tile.rows, 7)
         for (ptrdiff_t r = 0; r < tile.rows; ++r) {
-            CBN_NAME(normalize_rows)(w, 1, 0, cbn_output_row(y, r, &tile, 15),
+            CBN_NAME(normalize_rows)(w, 1, 0, 0, cbn_output_row(y, r, &tile, 15),
                                      cbn_input_row(x, r, &tile, 7), tile);
         }
         CBN_SCATTER(y, tile.rows, 15)
         CBN_ADVANCE(x, tile.rows)
         CBN_ADVANCE(y, tile.rows)
     }
+}
+
+static void CBN_NAME(normalize_by_runs)(const CBN_NAME(normalize_work) * w, cbn_output y,
+                                        cbn_input x, cbn_tile tile)
+{
+    const int stream = tile.stream && !CBN_HALVES;
+    const ptrdiff_t channels = cbn_channels_of(&tile);
+    cbn_tile run = tile;
+    run.cols = tile.run;
+    for (ptrdiff_t r = 0; r < tile.rows; ++r) {
+        cbn_output to = y;
+        cbn_input from = x;
+        run.skew = tile.skew;
+        for (ptrdiff_t c = 0; c < channels; ++c) {
+            const CBN_NAME(normalize_work) of = {w->high + c, w->a + c, w->b + c};
+            if (stream) {
+                CBN_NAME(normalize_rows)(&of, 1, 1, 1, to, from, run);
+            } else {
+                CBN_NAME(normalize_rows)(&of, 1, 0, 1, to, from, run);
+            }
+            CBN_SKIP(to, run.cols)
+            CBN_SKIP(from, run.cols)
+            run.skew = (run.skew + run.cols) % CBN_LINE;
+        }
+        CBN_ADVANCE(y, 1)
+        CBN_ADVANCE(x, 1)
+    }
+    cbn_stream_end();
 }
 
 static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
@@ -139,6 +171,11 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
         memset(w.high, 0, (size_t)cbn_channels_of(&tile) * sizeof *w.high);
         memset(w.b, 0, (size_t)cbn_channels_of(&tile) * sizeof *w.b);
     }
+    const int apart = CBN_APART(x) || CBN_APART(y);
+    if (CBN_LONG_RUNS(tile) && finish == NULL && !apart) {
+        CBN_NAME(normalize_by_runs)(&w, y, x, tile);
+        return;
+    }
     CBN_SPREAD(w.high, tile)
     CBN_SPREAD(w.a, tile)
     CBN_SPREAD(w.b, tile)
@@ -153,7 +190,7 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
         }
         return;
     }
-    if (CBN_APART(x) || CBN_APART(y)) {
+    if (apart) {
         CBN_NAME(normalize_apart)(&w, y, x, tile);
         return;
     }
@@ -165,15 +202,15 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
     for (ptrdiff_t left = tile.rows; left > 0; left -= n) {
         n = left >= at_once ? at_once : 1;
         if (stream && n == 4) {
-            CBN_NAME(normalize_rows)(&w, 4, 1, y, x, tile);
+            CBN_NAME(normalize_rows)(&w, 4, 1, 0, y, x, tile);
         } else if (stream) {
-            CBN_NAME(normalize_rows)(&w, 1, 1, y, x, tile);
+            CBN_NAME(normalize_rows)(&w, 1, 1, 0, y, x, tile);
         } else if (n == 4) {
-            CBN_NAME(normalize_rows)(&w, 4, 0, y, x, tile);
+            CBN_NAME(normalize_rows)(&w, 4, 0, 0, y, x, tile);
         } else if (n == 2) {
-            CBN_NAME(normalize_rows)(&w, 2, 0, y, x, tile);
+            CBN_NAME(normalize_rows)(&w, 2, 0, 0, y, x, tile);
         } else {
-            CBN_NAME(normalize_rows)(&w, 1, 0, y, x, tile);
+            CBN_NAME(normalize_rows)(&w, 1, 0, 0, y, x, tile);
         }
         CBN_ADVANCE(x, n)
         CBN_ADVANCE(y, n)
