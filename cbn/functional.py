@@ -162,7 +162,7 @@ def batch_norm_forward(
     ):
         threads = num_threads or get_num_threads
         plain = _core.plain_forward(
-            *(x, gamma, beta, axis, out, eps, threads, BatchNormCache, NO_OPTIONS)
+            x, gamma, beta, axis, out, eps, threads, BatchNormCache, NO_OPTIONS
         )
         if plain is not None:
             return plain
@@ -294,9 +294,8 @@ def batch_norm_inference(
         and (type(eps) is float and 0 <= eps < inf)
         and (num_threads is None or _plain_threads(num_threads))
     ):
-        plain = _core.plain_inference(
-            *(x, mean, var, gamma, beta, axis, out, eps, num_threads or get_num_threads)
-        )
+        threads = num_threads or get_num_threads
+        plain = _core.plain_inference(x, mean, var, gamma, beta, axis, out, eps, threads)
         if plain is not None:
             return plain
     x = _check.real_array("x", x)
@@ -367,9 +366,8 @@ def batch_norm_inference_backward(
     if (type(eps) is float and 0 <= eps < inf) and (
         num_threads is None or _plain_threads(num_threads)
     ):
-        plain = _core.plain_inference_backward(
-            *(dy, x, mean, var, gamma, axis, out, eps, num_threads or get_num_threads)
-        )
+        threads = num_threads or get_num_threads
+        plain = _core.plain_inference_backward(dy, x, mean, var, gamma, axis, out, eps, threads)
         if plain is not None:
             return plain
     x = _check.real_array("x", x)
