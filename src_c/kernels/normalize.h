@@ -172,7 +172,7 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
         memset(w.b, 0, (size_t)cbn_channels_of(&tile) * sizeof *w.b);
     }
     const int apart = CBN_APART(x) || CBN_APART(y);
-    if (CBN_LONG_RUNS(tile) && finish == NULL && !apart) {
+    if (tile.run >= CBN_LONG_RUN && finish == NULL && !apart) {
         CBN_NAME(normalize_by_runs)(&w, y, x, tile);
         return;
     }
