@@ -1,5 +1,7 @@
 #include "work.h"
 
+#include <math.h>
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -32,16 +34,17 @@
 #define MAX_STRIP 4096
 #define MIN_STRIP 64
 
-/* Runs of an inner axis: long ones for long loops, and enough rows of them to be worth their
- * merge, of runs over the usual length more (32 x 64 x 56 x 56 with runs of 784 instead of 3136 1.1
- * to 1.2 times as long, of 448 1.3 to 1.4). Below so many positions of several images a channel
- * costs more than it has, and rows are gathered, which took 4 times as long at 8 x 512 x 7 x 7. Of
- * one image more, lest x.T have other bytes than x where rows are cheap. */
+/* Runs of an inner axis: long ones for long loops, and the longer the more rows of them, to be
+ * worth their merge: 8 of 1024 columns, 16 of 2048, 32 of 4096 (32 x 64 x 56 x 56 with runs of 784
+ * instead of 3136 1.1 to 1.2 times as long, of 448 1.3 to 1.4; 8 x 256 x 56 x 56 with 8 of 3136
+ * instead of 16 of 1568 1.1 to 1.2 forward, with 32 of 784 1.0 to 1.07). Below so many positions of
+ * several images a channel costs more than it has, and rows are gathered, which took 4 times as
+ * long at 8 x 512 x 7 x 7. Of one image more, lest x.T have other bytes than x where rows are
+ * cheap. */
 #define MAX_RUN 4096
 #define MIN_RUN 32
-#define MIN_RUN_ROWS 32
-#define USUAL_RUN 1024
-#define MIN_USUAL_RUN_ROWS 8
+#define MIN_RUN_ROWS 8
+#define RUN_COLUMNS_PER_ROW 128
 #define MIN_POSITIONS 64
 #define MIN_POSITIONS_OF_ONE 1024
 
@@ -96,8 +99,8 @@ static ptrdiff_t lanes_of(ptrdiff_t rows, ptrdiff_t channels)
  * run crosses its end; else a power of two. */
 static ptrdiff_t run_of(ptrdiff_t rows, ptrdiff_t inner)
 {
-    const ptrdiff_t most =
-        max(min(rows / MIN_RUN_ROWS, MAX_RUN), min(rows / MIN_USUAL_RUN_ROWS, USUAL_RUN));
+    const double worth = sqrt((double)RUN_COLUMNS_PER_ROW * (double)rows);
+    const ptrdiff_t most = min(rows / MIN_RUN_ROWS, worth < MAX_RUN ? (ptrdiff_t)worth : MAX_RUN);
     if (inner <= SHORT_INNER && rows / inner >= MIN_IMAGES) {
         return inner;
     }
