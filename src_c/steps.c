@@ -287,7 +287,12 @@ static cbn_channels identity_channels(const operation *op, cbn_place at)
 {
     const double *const zero = coefficient(op, ZERO, at);
     const double *const one = coefficient(op, ONE, at);
-    return (cbn_channels){zero, zero, one, one, one, zero};
+    return (cbn_channels){.mean = zero,
+                          .mean_low = zero,
+                          .invstd = one,
+                          .scale = one,
+                          .along_xhat = one,
+                          .along_one = zero};
 }
 
 static void double_start(const void *operation_, cbn_place at)
