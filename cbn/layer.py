@@ -292,13 +292,9 @@ class BatchNorm:
             return False
         statistics = self.running_mean, self.running_var, self._batches
         with STATE_LOCK:
-            before, self._saved = self._saved, saved
-            done = False
-            try:
-                done = average_plainly(*statistics, saved[0], self.momentum, self.correction)
-            finally:
-                if not done:
-                    self._saved = before
+            done = average_plainly(*statistics, saved[0], self.momentum, self.correction)
+            if done:
+                self._saved = saved
         return done
 
     def _track(self, m: Moments, saved: tuple[Any, ...]) -> None:
