@@ -85,6 +85,7 @@ static void CBN_NAME(backward_dx_apart)(const CBN_NAME(dx_work) * w, cbn_output 
     }
 }
 
+/* As normalize_by_runs. */
 static void CBN_NAME(backward_dx_by_runs)(const CBN_NAME(dx_work) * w, cbn_output dx, cbn_input dy,
                                           cbn_input x, cbn_tile tile)
 {

@@ -129,6 +129,7 @@ static void CBN_NAME(normalize_apart)(const CBN_NAME(normalize_work) * w, cbn_ou
     }
 }
 
+/* Long runs: each row's one by one, whose channel is alone. */
 static void CBN_NAME(normalize_by_runs)(const CBN_NAME(normalize_work) * w, cbn_output y,
                                         cbn_input x, cbn_tile tile)
 {
