@@ -168,13 +168,17 @@ def plain_forward(
     beta: object,
     axis: object,
     out: object,
-    eps: float,
+    eps: object,
     threads: _Threads,
     cache_type: type[_Cache],
     options: ForwardOptions,
 ) -> tuple[_Array, _Cache] | None: ...
 def plain_backward(
-    dy: object, cache: CacheFields, out: object, threads: _Threads
+    dy: object,
+    cache: CacheFields,
+    out: object,
+    threads: _Threads,
+    no_options: ForwardOptions,
 ) -> tuple[_Array, _Array | None, _Array | None] | None: ...
 def plain_inference(
     x: object,
@@ -184,7 +188,7 @@ def plain_inference(
     beta: object,
     axis: object,
     out: object,
-    eps: float,
+    eps: object,
     threads: _Threads,
 ) -> _Array | None: ...
 def plain_inference_backward(
@@ -195,7 +199,7 @@ def plain_inference_backward(
     gamma: object,
     axis: object,
     out: object,
-    eps: float,
+    eps: object,
     threads: _Threads,
 ) -> tuple[_Array, _Array | None, _Array] | None: ...
 def plain_average(

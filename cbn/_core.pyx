@@ -8,13 +8,22 @@ Statistics are one C-contiguous (4, D) float64 array with the rows mean, mean_lo
 cimport cython
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.float cimport PyFloat_AS_DOUBLE
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.object cimport PyObject, PyTypeObject
 from cpython.pycapsule cimport PyCapsule_New
+from libc.math cimport INFINITY
 from libc.string cimport memcpy, memset
 
 from cbn cimport cbn_c
 
 cnp.import_array()
+
+
+cdef extern from "Python.h":
+    ctypedef struct PyThreadState
+    PyThreadState *PyEval_SaveThread()
+    void PyEval_RestoreThread(PyThreadState *state)
 
 
 cdef extern from *:
@@ -41,19 +50,21 @@ What a BatchNormCache holds: set by Python, this took 0.5 us of a small call's 4
     cdef object gamma64  # None where it is row 4 of the statistics
 
     def __init__(self, x, stats, gamma64, gamma, beta, eps, axis, count, options):
-        self.set(x, stats, gamma64, gamma, beta, eps, axis, count, options)
+        self.set(x, x.shape, stats, gamma64, gamma, None if gamma is None else gamma.dtype,
+                 None if beta is None else beta.dtype, eps, axis, count, options)
 
-    cdef void set(self, x, stats, gamma64, gamma, beta, eps, axis, count, options):
+    cdef void set(self, x, shape, stats, gamma64, gamma, gamma_dtype, beta_dtype, eps, axis, count,
+                  options):
         self.x = x
         self.gamma = gamma
         self.eps = eps
         self.axis = axis
         self.count = count
-        self._shape = x.shape
+        self._shape = shape
         self._stats = stats  # read-only, for mean *= 0.9 would be silent
         self.gamma64 = gamma64
-        self._gamma_dtype = None if gamma is None else gamma.dtype
-        self._beta_dtype = None if beta is None else beta.dtype
+        self._gamma_dtype = gamma_dtype
+        self._beta_dtype = beta_dtype
         self._options = options
 
     @property
@@ -63,12 +74,14 @@ What a BatchNormCache holds: set by Python, this took 0.5 us of a small call's 4
         return self.gamma64
 
 
-cdef int acquire(cbn_c.cbn_resources *resources, size_t scratch_size, int threads) except -1:
+cdef int acquire(cbn_c.cbn_resources *resources, size_t scratch_size, int threads,
+                 size_t more = 0) except -1:
+    """Scratch, and `more` bytes behind it."""
     resources.threads = threads
     resources.selection.positions = NULL
     resources.selection.count = 0
     resources.scratch_size = scratch_size
-    resources.scratch = PyMem_RawMalloc(resources.scratch_size)
+    resources.scratch = PyMem_RawMalloc(resources.scratch_size + more)
     if resources.scratch == NULL:
         raise MemoryError(f"scratch of {resources.scratch_size} bytes")
     return 0

@@ -74,7 +74,7 @@ cdef bint plain_parameter(object parameter, Py_ssize_t channels) noexcept:
 
 
 cdef bint plain_dtype(object dtype) noexcept:
-    return dtype is None or (<cnp.dtype> dtype).num in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE)
+    return dtype is None or (<cnp.dtype> dtype).type_num in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE)
 
 
 cdef bint apart(object a, object b) noexcept:
@@ -104,17 +104,34 @@ cdef bint apart_or_same(object out, const cbn_c.cbn_array *view, object array,
     return same or apart(out, array)
 
 
+cdef bint is_small(const cbn_c.cbn_array *x) noexcept:
+    """Neither threads nor to let go of the GIL would pay."""
+    return <double> x.outer * <double> x.channels * <double> x.inner < 32768
+
+
+cdef PyThreadState *leave_gil(const cbn_c.cbn_array *x) noexcept:
+    """The GIL let go of where that is worth it (it took 0.1 us of a call), until enter_gil()."""
+    return NULL if is_small(x) else PyEval_SaveThread()
+
+
+cdef void enter_gil(PyThreadState *left) noexcept:
+    if left != NULL:
+        PyEval_RestoreThread(left)
+
+
 cdef int acquire_for(cbn_c.cbn_resources *resources, const cbn_c.cbn_array *x,
-                     object threads) except -1:
-    """`threads` is a number, or a function to ask where more than one may pay."""
+                     object threads, Py_ssize_t more = 0) except -1:
+    """`threads` is a number, or a function to ask where more than one may pay; behind the scratch
+    there is room for `more` numbers of float64."""
     cdef cbn_c.cbn_selection everything = cbn_c.cbn_selection(NULL, 0)
     cdef int count = 1
     if type(threads) is int:
         count = threads
-    elif <double> x.outer * <double> x.channels * <double> x.inner >= 32768:
+    elif not is_small(x):
         count = threads()
     return acquire(resources, cbn_c.cbn_plain_scratch_size(x, count) if x.inner == 1
-                   else cbn_c.cbn_scratch_size(x, &everything, count), count)
+                   else cbn_c.cbn_scratch_size(x, &everything, count), count,
+                   more * sizeof(double))
 
 
 cdef object empty_like(object x):
@@ -127,7 +144,7 @@ cdef object float64_channels(int rows, Py_ssize_t channels):
     return cnp.PyArray_EMPTY(2, shape, cnp.NPY_DOUBLE, 0)
 
 
-cdef object to_float64(double *to, object parameter, Py_ssize_t channels):
+cdef void to_float64(double *to, object parameter, Py_ssize_t channels) noexcept:
     cdef void *data = cnp.PyArray_DATA(<cnp.ndarray> parameter)
     if cnp.PyArray_TYPE(<cnp.ndarray> parameter) == cnp.NPY_FLOAT:
         cbn_c.cbn_to_float64(to, <const float *> data, channels)
@@ -135,30 +152,54 @@ cdef object to_float64(double *to, object parameter, Py_ssize_t channels):
         memcpy(to, data, channels * sizeof(double))
 
 
-cdef object gradient(const double *values, Py_ssize_t channels, object dtype):
-    """A parameter's gradient in its dtype, float32 or float64; None for None."""
+cdef double *optional_float64(double *to, object parameter, Py_ssize_t channels) noexcept:
+    """Where the parameter now is in float64, NULL for None."""
+    if parameter is None:
+        return NULL
+    to_float64(to, parameter, channels)
+    return to
+
+
+cdef object empty_gradient(Py_ssize_t channels, object dtype):
+    """Room for a parameter's gradient in its dtype, float32 or float64; None for None."""
+    cdef cnp.npy_intp[1] shape = [channels]
     if dtype is None:
         return None
-    cdef cnp.npy_intp[1] shape = [channels]
-    cdef int number = (<cnp.dtype> dtype).num
-    result = cnp.PyArray_EMPTY(1, shape, number, 0)
-    cdef void *data = cnp.PyArray_DATA(<cnp.ndarray> result)
-    if number == cnp.NPY_FLOAT:
+    return cnp.PyArray_EMPTY(1, shape, (<cnp.dtype> dtype).type_num, 0)
+
+
+cdef void fill_gradient(object gradient, const double *values, Py_ssize_t channels) noexcept:
+    if gradient is None:
+        return
+    cdef void *data = cnp.PyArray_DATA(<cnp.ndarray> gradient)
+    if cnp.PyArray_TYPE(<cnp.ndarray> gradient) == cnp.NPY_FLOAT:
         cbn_c.cbn_to_float32(<float *> data, values, channels)
     else:
         memcpy(data, values, channels * sizeof(double))
-    return result
 
 
-def plain_forward(x, gamma, beta, axis, out, double eps, threads, cache_type, options):
+cdef object dtype_of(object parameter):
+    """Of an array, None of None."""
+    return None if parameter is None else <object> cnp.PyArray_DESCR(<cnp.ndarray> parameter)
+
+
+cdef bint plain_eps(object eps) noexcept:
+    return type(eps) is float and 0 <= PyFloat_AS_DOUBLE(eps) < INFINITY
+
+
+cdef object shape_of(object array):
+    cdef cnp.ndarray a = <cnp.ndarray> array
+    return cnp.PyArray_IntTupleFromIntp(cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a))
+
+
+def plain_forward(x, gamma, beta, axis, out, eps, threads, cache_type, options):
     """y and the cache, of that subtype of CacheFields, of a plain forward call, else None."""
     cdef cbn_c.cbn_array x_array, y_array
     cdef cbn_c.cbn_resources resources
+    cdef PyThreadState *left
     cdef cbn_c.cbn_status status
-    cdef double *gamma_data = NULL
-    cdef double *beta_data = NULL
     cdef int of_channels = plain_axis(axis, x)
-    if not plain_view(&x_array, x, of_channels):
+    if not (plain_view(&x_array, x, of_channels) and plain_eps(eps)):
         return None
     cdef Py_ssize_t channels = x_array.channels
     if not (plain_parameter(gamma, channels) and plain_parameter(beta, channels)):
@@ -174,38 +215,40 @@ def plain_forward(x, gamma, beta, axis, out, double eps, threads, cache_type, op
     cdef double *first = <double *> cnp.PyArray_DATA(<cnp.ndarray> stats)
     cdef cbn_c.cbn_statistics statistics = cbn_c.cbn_statistics(
         first, first + channels, first + 2 * channels, first + 3 * channels, 0)
-    if gamma is not None:
-        gamma_data = first + 4 * channels
-        to_float64(gamma_data, gamma, channels)
-    if beta is not None:
-        beta_data = first + 5 * channels
-        to_float64(beta_data, beta, channels)
+    cdef double *gamma_data = optional_float64(first + 4 * channels, gamma, channels)
+    cdef double *beta_data = optional_float64(first + 5 * channels, beta, channels)
+    cdef double epsilon = eps
     acquire_for(&resources, &x_array, threads)
-    with nogil:
-        status = cbn_c.cbn_forward(&y_array, &statistics, &x_array, gamma_data, beta_data, eps,
-                                   &no_activation, &resources)
+    left = leave_gil(&x_array)
+    status = cbn_c.cbn_forward(&y_array, &statistics, &x_array, gamma_data, beta_data, epsilon,
+                               &no_activation, &resources)
+    enter_gil(left)
     release(&resources, status)
     cnp.PyArray_CLEARFLAGS(<cnp.ndarray> stats, cnp.NPY_ARRAY_WRITEABLE)
     # by __init__ it took 0.3 us of a small call's 3.3
-    cdef CacheFields cache = CacheFields.__new__(cache_type)
-    cache.set(x, stats, None, gamma, beta, eps, of_channels, x_array.outer * x_array.inner, options)
+    cdef CacheFields cache = (<PyTypeObject *> cache_type).tp_new(cache_type, <PyObject *> (), NULL)
+    cache.set(x, shape_of(x), stats, None, gamma, dtype_of(gamma), dtype_of(beta), eps, of_channels,
+              x_array.outer * x_array.inner, options)
     return out, cache
 
 
-def plain_backward(dy, CacheFields cache not None, out, threads):
+def plain_backward(dy, CacheFields cache not None, out, threads, no_options):
     """dx, dgamma and dbeta of a plain backward call, else None."""
     cdef cbn_c.cbn_array x_array, dy_array, dx_array
     cdef cbn_c.cbn_resources resources
+    cdef PyThreadState *left
     cdef cbn_c.cbn_status status
     x, stats, gamma = cache.x, cache._stats, cache.gamma
+    if not (cache._options is no_options or cache._options.plain):
+        return None
     cdef int of_channels = cache.axis
     if not (plain_view(&x_array, x, of_channels) and plain_view(&dy_array, dy, of_channels)
             and alike(dy, x)):
         return None
     cdef Py_ssize_t channels = x_array.channels
-    if cnp.PyArray_DIM(<cnp.ndarray> stats, 1) != channels or x.shape != cache._shape or not (
-            plain_parameter(gamma, channels) and plain_dtype(cache._gamma_dtype)
-            and plain_dtype(cache._beta_dtype)):
+    if cnp.PyArray_DIM(<cnp.ndarray> stats, 1) != channels or not (
+            shape_of(x) == cache._shape and plain_parameter(gamma, channels)
+            and plain_dtype(cache._gamma_dtype) and plain_dtype(cache._beta_dtype)):
         return None
     if out is None:
         out = empty_like(x)
@@ -222,40 +265,47 @@ def plain_backward(dy, CacheFields cache not None, out, threads):
         gamma_data = <double *> cnp.PyArray_DATA(<cnp.ndarray> cache.gamma64)
     elif gamma is not None:
         gamma_data = first + 4 * channels
-    sums = float64_channels(2, channels)
-    cdef double *dgamma = <double *> cnp.PyArray_DATA(<cnp.ndarray> sums)
-    cdef double *dbeta = dgamma + channels
-    acquire_for(&resources, &x_array, threads)
-    with nogil:
-        status = cbn_c.cbn_backward(&dx_array, dgamma, dbeta, &dy_array, &x_array, &statistics,
-                                    gamma_data, &resources)
+    dgamma = empty_gradient(channels, cache._gamma_dtype)
+    dbeta = empty_gradient(channels, cache._beta_dtype)
+    acquire_for(&resources, &x_array, threads, 2 * channels)
+    cdef double *sums = <double *> (<char *> resources.scratch + resources.scratch_size)
+    left = leave_gil(&x_array)
+    status = cbn_c.cbn_backward(&dx_array, sums, sums + channels, &dy_array, &x_array,
+                                &statistics, gamma_data, &resources)
+    enter_gil(left)
+    fill_gradient(dgamma, sums, channels)
+    fill_gradient(dbeta, sums + channels, channels)
     release(&resources, status)
-    return (out, gradient(dgamma, channels, cache._gamma_dtype),
-            gradient(dbeta, channels, cache._beta_dtype))
+    return out, dgamma, dbeta
 
 
-def plain_inference(x, mean, var, gamma, beta, axis, out, double eps, threads):
+cdef int given_statistics(cbn_c.cbn_statistics *statistics, double *first, object mean,
+                          object var, Py_ssize_t channels) noexcept:
+    """Those parameters as four rows from `first` on; False if a variance is negative."""
+    statistics.mean = first
+    statistics.mean_low = first + channels
+    statistics.var = first + 2 * channels
+    statistics.invstd = first + 3 * channels
+    statistics.count = 0
+    to_float64(statistics.mean, mean, channels)
+    memset(statistics.mean_low, 0, channels * sizeof(double))
+    to_float64(statistics.var, var, channels)
+    return not cbn_c.cbn_any_negative(statistics.var, channels)
+
+
+def plain_inference(x, mean, var, gamma, beta, axis, out, eps, threads):
     """y of a plain inference call, else None."""
     cdef cbn_c.cbn_array x_array, y_array
     cdef cbn_c.cbn_resources resources
-    cdef cbn_c.cbn_status status
-    cdef double *gamma_data = NULL
-    cdef double *beta_data = NULL
+    cdef PyThreadState *left
+    cdef cbn_c.cbn_statistics statistics
+    cdef cbn_c.cbn_status status = cbn_c.CBN_OK
     cdef int of_channels = plain_axis(axis, x)
-    if not plain_view(&x_array, x, of_channels) or mean is None or var is None:
+    if not (plain_view(&x_array, x, of_channels) and plain_eps(eps)) or mean is None or var is None:
         return None
     cdef Py_ssize_t channels = x_array.channels
     if not (plain_parameter(mean, channels) and plain_parameter(var, channels)
             and plain_parameter(gamma, channels) and plain_parameter(beta, channels)):
-        return None
-    stats = float64_channels(6, channels)
-    cdef double *first = <double *> cnp.PyArray_DATA(<cnp.ndarray> stats)
-    cdef cbn_c.cbn_statistics statistics = cbn_c.cbn_statistics(
-        first, first + channels, first + 2 * channels, first + 3 * channels, 0)
-    to_float64(statistics.mean, mean, channels)
-    memset(statistics.mean_low, 0, channels * sizeof(double))
-    to_float64(statistics.var, var, channels)
-    if cbn_c.cbn_any_negative(statistics.var, channels):
         return None
     if out is None:
         out = empty_like(x)
@@ -264,43 +314,36 @@ def plain_inference(x, mean, var, gamma, beta, axis, out, double eps, threads):
               and apart_or_same(out, &y_array, x, &x_array) and apart(out, mean)
               and apart(out, var) and apart(out, gamma) and apart(out, beta)):
         return None
-    if gamma is not None:
-        gamma_data = first + 4 * channels
-        to_float64(gamma_data, gamma, channels)
-    if beta is not None:
-        beta_data = first + 5 * channels
-        to_float64(beta_data, beta, channels)
-    acquire_for(&resources, &x_array, threads)
-    with nogil:
-        status = cbn_c.cbn_inference(&y_array, &statistics, &x_array, gamma_data, beta_data, eps,
-                                     &no_activation, &resources)
+    # the statistics, gamma, beta
+    acquire_for(&resources, &x_array, threads, 6 * channels)
+    cdef double *first = <double *> (<char *> resources.scratch + resources.scratch_size)
+    cdef bint good = given_statistics(&statistics, first, mean, var, channels)
+    cdef double *gamma_data = optional_float64(first + 4 * channels, gamma, channels)
+    cdef double *beta_data = optional_float64(first + 5 * channels, beta, channels)
+    cdef double epsilon = eps
+    if good:
+        left = leave_gil(&x_array)
+        status = cbn_c.cbn_inference(&y_array, &statistics, &x_array, gamma_data, beta_data,
+                                     epsilon, &no_activation, &resources)
+        enter_gil(left)
     release(&resources, status)
-    return out
+    return out if good else None
 
 
-def plain_inference_backward(dy, x, mean, var, gamma, axis, out, double eps, threads):
+def plain_inference_backward(dy, x, mean, var, gamma, axis, out, eps, threads):
     """dx, dgamma and dbeta of a plain backward call of inference, else None."""
     cdef cbn_c.cbn_array x_array, dy_array, dx_array
     cdef cbn_c.cbn_resources resources
-    cdef cbn_c.cbn_status status
-    cdef double *gamma_data = NULL
+    cdef PyThreadState *left
+    cdef cbn_c.cbn_statistics statistics
+    cdef cbn_c.cbn_status status = cbn_c.CBN_OK
     cdef int of_channels = plain_axis(axis, x)
     if not (plain_view(&x_array, x, of_channels) and plain_view(&dy_array, dy, of_channels)
-            and alike(dy, x) and mean is not None and var is not None):
+            and alike(dy, x) and plain_eps(eps) and mean is not None and var is not None):
         return None
     cdef Py_ssize_t channels = x_array.channels
     if not (plain_parameter(mean, channels) and plain_parameter(var, channels)
             and plain_parameter(gamma, channels)):
-        return None
-    # mean, mean_low, var, invstd, gamma, dgamma, dbeta
-    stats = float64_channels(7, channels)
-    cdef double *first = <double *> cnp.PyArray_DATA(<cnp.ndarray> stats)
-    cdef cbn_c.cbn_statistics statistics = cbn_c.cbn_statistics(
-        first, first + channels, first + 2 * channels, first + 3 * channels, 0)
-    to_float64(statistics.mean, mean, channels)
-    memset(statistics.mean_low, 0, channels * sizeof(double))
-    to_float64(statistics.var, var, channels)
-    if cbn_c.cbn_any_negative(statistics.var, channels):
         return None
     if out is None:
         out = empty_like(x)
@@ -310,19 +353,25 @@ def plain_inference_backward(dy, x, mean, var, gamma, axis, out, double eps, thr
               and apart_or_same(out, &dx_array, x, &x_array) and apart(out, mean)
               and apart(out, var) and apart(out, gamma)):
         return None
-    dtype = (<cnp.ndarray> x).dtype if gamma is None else (<cnp.ndarray> gamma).dtype
-    if gamma is not None:
-        gamma_data = first + 4 * channels
-        to_float64(gamma_data, gamma, channels)
-    cdef double *dgamma = first + 5 * channels
-    cdef double *dbeta = first + 6 * channels
-    acquire_for(&resources, &x_array, threads)
-    with nogil:
-        status = cbn_c.cbn_inference_backward(&dx_array, dgamma, dbeta, &statistics, &dy_array,
-                                              &x_array, gamma_data, eps, &resources)
+    dgamma = empty_gradient(channels, dtype_of(gamma))
+    dbeta = empty_gradient(channels, dtype_of(x if gamma is None else gamma))
+    # the statistics, gamma, dgamma, dbeta
+    acquire_for(&resources, &x_array, threads, 7 * channels)
+    cdef double *first = <double *> (<char *> resources.scratch + resources.scratch_size)
+    cdef bint good = given_statistics(&statistics, first, mean, var, channels)
+    cdef double *gamma_data = optional_float64(first + 4 * channels, gamma, channels)
+    cdef double *sums = first + 5 * channels
+    cdef double epsilon = eps
+    if good:
+        left = leave_gil(&x_array)
+        status = cbn_c.cbn_inference_backward(&dx_array, sums, sums + channels, &statistics,
+                                              &dy_array, &x_array, gamma_data, epsilon,
+                                              &resources)
+        enter_gil(left)
+        fill_gradient(dgamma, sums, channels)
+        fill_gradient(dbeta, sums + channels, channels)
     release(&resources, status)
-    return (out, gradient(dgamma, channels, None if gamma is None else dtype),
-            gradient(dbeta, channels, dtype))
+    return (out, dgamma, dbeta) if good else None
 
 
 def plain_average(running_mean, running_var, batches, CacheFields cache not None, double momentum,

@@ -9,14 +9,14 @@ a small batch.
 
 from __future__ import annotations
 
-from math import inf
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cbn import _check, _core, _passes
+from cbn import _check, _passes
 from cbn._arrays import computed, float64, gradient, new_array
+from cbn._core import plain_backward, plain_forward, plain_inference, plain_inference_backward
 from cbn.cache import NO_OPTIONS, BatchNormCache, ForwardOptions
 from cbn.runtime import get_num_threads, resolve_threads
 
@@ -155,15 +155,11 @@ def batch_norm_forward(
     >>> cache.mean, cache.var
     (array([ 2., 20.]), array([  1., 100.]))
     """
-    if (
-        (mask is sample_weight is virtual_batch_size is residual is activation is None)
-        and (type(eps) is float and 0 <= eps < inf)
-        and (num_threads is None or _plain_threads(num_threads))
+    if mask is sample_weight is virtual_batch_size is residual is activation is None and (
+        num_threads is None or _plain_threads(num_threads)
     ):
         threads = num_threads or get_num_threads
-        plain = _core.plain_forward(
-            x, gamma, beta, axis, out, eps, threads, BatchNormCache, NO_OPTIONS
-        )
+        plain = plain_forward(x, gamma, beta, axis, out, eps, threads, BatchNormCache, NO_OPTIONS)
         if plain is not None:
             return plain
     y, x, call, options = prepared(
@@ -221,14 +217,13 @@ def batch_norm_backward(
            [-1.225],
            [ 0.612]])
     """
-    _check.cache(cache, BatchNormCache)
-    x, options = cache.x, cache._options
-    if (options is NO_OPTIONS or options.plain) and (
-        num_threads is None or _plain_threads(num_threads)
-    ):
-        plain = _core.plain_backward(dy, cache, out, num_threads or get_num_threads)
+    if not isinstance(cache, BatchNormCache):
+        _check.cache(cache, BatchNormCache)
+    if num_threads is None or _plain_threads(num_threads):
+        plain = plain_backward(dy, cache, out, num_threads or get_num_threads, NO_OPTIONS)
         if plain is not None:
             return plain
+    x, options = cache.x, cache._options
     _check.unchanged(cache)
     dy = _check.same_shape("dy", dy, x.shape)
     threads = resolve_threads(num_threads)
@@ -289,13 +284,11 @@ def batch_norm_inference(
     >>> cbn.batch_norm_inference(np.array([[5.0, 6.0]]), mean=[1, 2.0], var=[4.0, 16.0], eps=0)
     array([[2., 1.]])
     """
-    if (
-        (mask is residual is activation is None)
-        and (type(eps) is float and 0 <= eps < inf)
-        and (num_threads is None or _plain_threads(num_threads))
+    if mask is residual is activation is None and (
+        num_threads is None or _plain_threads(num_threads)
     ):
         threads = num_threads or get_num_threads
-        plain = _core.plain_inference(x, mean, var, gamma, beta, axis, out, eps, threads)
+        plain = plain_inference(x, mean, var, gamma, beta, axis, out, eps, threads)
         if plain is not None:
             return plain
     x = _check.real_array("x", x)
@@ -363,11 +356,9 @@ def batch_norm_inference_backward(
     >>> cbn.batch_norm_inference_backward([[3.0]], [[5.0]], [1.0], [4.0], [10.0], eps=0)
     (array([[15.]]), array([6.]), array([3.]))
     """
-    if (type(eps) is float and 0 <= eps < inf) and (
-        num_threads is None or _plain_threads(num_threads)
-    ):
+    if num_threads is None or _plain_threads(num_threads):
         threads = num_threads or get_num_threads
-        plain = _core.plain_inference_backward(dy, x, mean, var, gamma, axis, out, eps, threads)
+        plain = plain_inference_backward(dy, x, mean, var, gamma, axis, out, eps, threads)
         if plain is not None:
             return plain
     x = _check.real_array("x", x)

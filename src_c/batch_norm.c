@@ -27,7 +27,7 @@ cbn_status cbn_moments(const cbn_statistics *statistics, const cbn_array *x, dou
                        const cbn_resources *resources)
 {
     operation op = {
-        .partials = MOMENTS, .operands = {[X] = {x}}, .eps = eps, .statistics = *statistics};
+        .partials = MOMENTS, .operands = {[X] = x}, .eps = eps, .statistics = *statistics};
     return operation_run(&op, &cbn_moments_steps, 0, resources);
 }
 
@@ -36,7 +36,7 @@ cbn_status cbn_forward(cbn_array *y, const cbn_statistics *statistics, const cbn
                        const cbn_activation *activation, const cbn_resources *resources)
 {
     operation op = {.partials = MOMENTS,
-                    .operands = {[X] = {x}, [OUT] = {y}, [RESIDUAL] = {activation->residual}},
+                    .operands = {[X] = x, [OUT] = y, [RESIDUAL] = activation->residual},
                     .relu = activation->relu,
                     .gamma = gamma,
                     .beta = beta,
@@ -49,7 +49,7 @@ cbn_status cbn_inference(cbn_array *y, const cbn_statistics *statistics, const c
                          const double *gamma, const double *beta, double eps,
                          const cbn_activation *activation, const cbn_resources *resources)
 {
-    operation op = {.operands = {[X] = {x}, [OUT] = {y}, [RESIDUAL] = {activation->residual}},
+    operation op = {.operands = {[X] = x, [OUT] = y, [RESIDUAL] = activation->residual},
                     .relu = activation->relu,
                     .gamma = gamma,
                     .beta = beta,
@@ -63,7 +63,7 @@ cbn_status cbn_backward(cbn_array *dx, double *dgamma, double *dbeta, const cbn_
                         const cbn_resources *resources)
 {
     operation op = {.partials = SUMS,
-                    .operands = {[X] = {x}, [DY] = {dy}, [OUT] = {dx}},
+                    .operands = {[X] = x, [DY] = dy, [OUT] = dx},
                     .gamma = gamma,
                     .statistics = *statistics,
                     .dgamma = dgamma,
@@ -76,7 +76,7 @@ cbn_status cbn_backward_sums(double *sum_dy_xhat, double *sum_dy, const cbn_arra
                              const cbn_resources *resources)
 {
     operation op = {.partials = SUMS,
-                    .operands = {[X] = {x}, [DY] = {dy}},
+                    .operands = {[X] = x, [DY] = dy},
                     .statistics = *statistics,
                     .dgamma = sum_dy_xhat,
                     .dbeta = sum_dy};
@@ -88,7 +88,7 @@ cbn_status cbn_backward_apply(cbn_array *dx, const cbn_array *dy, const cbn_arra
                               double *sum_dy_xhat, double *sum_dy, const cbn_resources *resources)
 {
     operation op = {.partials = SUMS,
-                    .operands = {[X] = {x}, [DY] = {dy}, [OUT] = {dx}},
+                    .operands = {[X] = x, [DY] = dy, [OUT] = dx},
                     .gamma = gamma,
                     .statistics = *statistics,
                     .dgamma = sum_dy_xhat,
@@ -103,11 +103,11 @@ cbn_status cbn_gated_backward(cbn_array *dx, cbn_array *gated, double *dgamma, d
                               const cbn_resources *resources)
 {
     operation op = {.partials = SUMS,
-                    .operands = {[X] = {x},
-                                 [DY] = {gated},
-                                 [OUT] = {dx},
-                                 [GATED] = {dy},
-                                 [RESIDUAL] = {activation->residual}},
+                    .operands = {[X] = x,
+                                 [DY] = gated,
+                                 [OUT] = dx,
+                                 [GATED] = dy,
+                                 [RESIDUAL] = activation->residual},
                     .relu = activation->relu,
                     .gamma = gamma,
                     .beta = beta,
@@ -123,7 +123,7 @@ cbn_status cbn_inference_backward(cbn_array *dx, double *dgamma, double *dbeta,
                                   const cbn_resources *resources)
 {
     operation op = {.partials = SUMS,
-                    .operands = {[X] = {x}, [DY] = {dy}, [OUT] = {dx}},
+                    .operands = {[X] = x, [DY] = dy, [OUT] = dx},
                     .gamma = gamma,
                     .eps = eps,
                     .statistics = *statistics,
@@ -137,7 +137,7 @@ cbn_status cbn_jvp(cbn_array *y_dot, const cbn_array *x_dot, const cbn_array *x,
                    const double *beta_dot, const cbn_resources *resources)
 {
     operation op = {.partials = SUMS,
-                    .operands = {[X] = {x}, [DY] = {x_dot}, [OUT] = {y_dot}},
+                    .operands = {[X] = x, [DY] = x_dot, [OUT] = y_dot},
                     .gamma = gamma,
                     .gamma_dot = gamma_dot,
                     .beta = beta_dot,
@@ -151,13 +151,12 @@ cbn_status cbn_double_backward(cbn_array *g_dy, cbn_array *g_x, double *g_gamma,
                                const double *ddgamma, const double *ddbeta,
                                const cbn_resources *resources)
 {
-    operation op = {
-        .partials = DOUBLE_SUMS,
-        .operands = {[X] = {x}, [DY] = {dy}, [OUT] = {g_x}, [DDX] = {ddx}, [G_DY] = {g_dy}},
-        .gamma = gamma,
-        .gamma_dot = ddgamma,
-        .beta = ddbeta,
-        .statistics = *statistics,
-        .dgamma = g_gamma};
+    operation op = {.partials = DOUBLE_SUMS,
+                    .operands = {[X] = x, [DY] = dy, [OUT] = g_x, [DDX] = ddx, [G_DY] = g_dy},
+                    .gamma = gamma,
+                    .gamma_dot = ddgamma,
+                    .beta = ddbeta,
+                    .statistics = *statistics,
+                    .dgamma = g_gamma};
     return operation_run(&op, &cbn_double_backward_steps, 1, resources);
 }

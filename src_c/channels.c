@@ -15,20 +15,6 @@ static void two_sum(double *sum, double *low, double a, double b)
     *sum = total;
 }
 
-void cbn_channels_merge_moments(double *base, double *offset, double *m2, const double *base2,
-                                const double *offset2, const double *m2_2, ptrdiff_t n1,
-                                ptrdiff_t n2, ptrdiff_t count)
-{
-    const double share = (double)n2 / ((double)n1 + (double)n2);
-    const double spread = (double)n1 * share;
-    CBN_SIMD
-    for (ptrdiff_t j = 0; j < count; ++j) {
-        const double delta = (base2[j] - base[j]) + (offset2[j] - offset[j]);
-        two_sum(&base[j], &offset[j], base[j], offset[j] + delta * share);
-        m2[j] += m2_2[j] + delta * delta * spread;
-    }
-}
-
 /* With variances instead of sums of squares, which overflow sooner, and shares instead of counts,
  * which may be sums of weights. */
 void cbn_merge_moments(cbn_statistics *statistics, const cbn_statistics *other, ptrdiff_t channels)
@@ -63,25 +49,6 @@ void cbn_channels_add(double *sum, const double *other, ptrdiff_t count)
 {
     for (ptrdiff_t j = 0; j < count; ++j) {
         sum[j] += other[j];
-    }
-}
-
-void cbn_channels_statistics(double *mean, double *mean_low, double *var, const double *base,
-                             const double *offset, const double *m2, ptrdiff_t rows,
-                             ptrdiff_t count)
-{
-    CBN_SIMD
-    for (ptrdiff_t j = 0; j < count; ++j) {
-        two_sum(&mean[j], &mean_low[j], base[j], offset[j]);
-        var[j] = m2[j] / (double)rows;
-    }
-}
-
-void cbn_channels_invstd(double *invstd, const double *var, double eps, ptrdiff_t count)
-{
-    for (ptrdiff_t j = 0; j < count; ++j) {
-        const double square = var[j] + eps;
-        invstd[j] = square == 0 ? 0 : 1 / sqrt(square);
     }
 }
 
@@ -130,14 +97,6 @@ void cbn_channels_scale(double *scale, const double *gamma, const double *invstd
 }
 
 static double mean_over(double sum, double n) { return isinf(n) ? 0 : sum / n; }
-
-void cbn_channels_project(double *along, const double *sum, const double *scale, double n,
-                          const double *plus, ptrdiff_t count)
-{
-    for (ptrdiff_t j = 0; j < count; ++j) {
-        along[j] = (plus == NULL ? 0 : plus[j]) - scale[j] * mean_over(sum[j], n);
-    }
-}
 
 void cbn_channels_double_backward(double *c_dy, double *c_ddx, double *c_xhat, double *c_one,
                                   double *g_gamma, const cbn_double_sums *sum, const double *scale,

@@ -1,25 +1,13 @@
-/* The float64 arithmetic on per-channel numbers: merging partial results and turning them into
- * statistics and coefficients. Loops over channels, and over rows only where float64 overflowed;
- * equation numbers refer to docs/math.md. Every array has `count` channels. */
+/* The float64 arithmetic on per-channel numbers that not every call needs, and what is too little
+ * to be worth a tier's vectors; the rest is in kernels/arithmetic.h. Loops over channels, and over
+ * rows only where float64 overflowed; equation numbers refer to docs/math.md. Every array has
+ * `count` channels. */
 #ifndef CBN_CHANNELS_H
 #define CBN_CHANNELS_H
 
 #include <stddef.h>
 
-/* Merge the moments of n2 rows into those of n1 rows; mean = base + offset. */
-void cbn_channels_merge_moments(double *base, double *offset, double *m2, const double *base2,
-                                const double *offset2, const double *m2_2, ptrdiff_t n1,
-                                ptrdiff_t n2, ptrdiff_t count);
-
 void cbn_channels_add(double *sum, const double *other, ptrdiff_t count);
-
-/* mean + mean_low = base + offset exactly, var = m2 / rows. */
-void cbn_channels_statistics(double *mean, double *mean_low, double *var, const double *base,
-                             const double *offset, const double *m2, ptrdiff_t rows,
-                             ptrdiff_t count);
-
-/* invstd = 1 / sqrt(var + eps), 0 where var + eps == 0; invstd may be var. */
-void cbn_channels_invstd(double *invstd, const double *var, double eps, ptrdiff_t count);
 
 /* Statistics of one float64 channel by scaled arithmetic, for squares past the range of float64.
  * value(x, row) is the channel's value in a row.
@@ -30,11 +18,6 @@ int cbn_channels_scaled_statistics(double *mean, double *mean_low, double *var, 
 
 /* scale = gamma * invstd; gamma NULL means ones. */
 void cbn_channels_scale(double *scale, const double *gamma, const double *invstd, ptrdiff_t count);
-
-/* along = plus - scale * sum / count: what the sum contributes to every row, (16) and (30). plus
- * NULL means zeros; an infinite count, that of fixed statistics, gives plus alone. */
-void cbn_channels_project(double *along, const double *sum, const double *scale, double n,
-                          const double *plus, ptrdiff_t count);
 
 /* The sums that double backward reduces, (51). */
 typedef struct cbn_double_sums {

@@ -86,28 +86,28 @@ int next_piece(const operation *op, cbn_place at, int map, cbn_piece *piece)
 /* Also of an operand that there is not. */
 cbn_output output_of(const operation *op, int which, const cbn_piece *piece)
 {
-    const operand *const o = &op->operands[which];
-    if (o->array == NULL) {
+    const cbn_array *const array = op->operands[which];
+    if (array == NULL) {
         return (cbn_output){.data = NULL};
     }
-    if (!op->plain && op->work.run > 1 && o->access.dense && o->access.native &&
-        o->array->dims == 2) {
-        const ptrdiff_t stride = o->array->strides[0], image = piece->position / op->work.run;
+    const cbn_array_access *const a = op->plain ? NULL : &op->accesses[which];
+    if (a != NULL && op->work.run > 1 && a->dense && a->native && array->dims == 2) {
+        const ptrdiff_t stride = array->strides[0], image = piece->position / op->work.run;
         const ptrdiff_t column = piece->column * (ptrdiff_t)op->kernels->itemsize;
-        return (cbn_output){.data = (char *)o->array->data + image * stride + column,
+        return (cbn_output){.data = (char *)array->data + image * stride + column,
                             .stride = stride,
                             .half = op->half};
     }
-    if (!op->plain) {
-        return (cbn_output){.access = &o->access.access,
+    if (a != NULL) {
+        return (cbn_output){.access = &a->access,
                             .stride = piece->step,
                             .position = piece->position,
                             .channel = piece->column};
     }
-    const ptrdiff_t channels = op->work.channels, stride = o->array->strides[0];
+    const ptrdiff_t channels = op->work.channels, stride = array->strides[0];
     const ptrdiff_t row = piece->position + piece->column / channels;
     const ptrdiff_t column = piece->column % channels * (ptrdiff_t)op->kernels->itemsize;
-    return (cbn_output){.data = (char *)o->array->data + row * stride + column,
+    return (cbn_output){.data = (char *)array->data + row * stride + column,
                         .stride = stride * piece->step,
                         .half = op->half};
 }
@@ -120,16 +120,15 @@ cbn_input input_of(const operation *op, int which, const cbn_piece *piece)
 
 double value_of_x(const operation *op, ptrdiff_t position, ptrdiff_t channel)
 {
-    const operand *const x = &op->operands[X];
-    const ptrdiff_t column = channel * op->work.run;
+    const cbn_array *const x = op->operands[X];
     double value;
     if (op->plain) {
-        const cbn_array *const a = x->array;
         memcpy(&value,
-               (const char *)a->data + position * a->strides[0] + channel * a->channel_stride,
+               (const char *)x->data + position * x->strides[0] + channel * x->channel_stride,
                sizeof value);
     } else {
-        x->access.access.read(&x->access.access, &value, position, column, 1);
+        const cbn_access *const access = &op->accesses[X].access;
+        access->read(access, &value, position, channel * op->work.run, 1);
     }
     return value;
 }
@@ -201,7 +200,8 @@ static void merge_values(const operation *op, double *const to[], double *const 
                          ptrdiff_t n1, ptrdiff_t n2, ptrdiff_t count)
 {
     if (op->partials == MOMENTS) {
-        cbn_channels_merge_moments(to[0], to[1], to[2], from[0], from[1], from[2], n1, n2, count);
+        op->kernels->arithmetic->merge_moments(to[0], to[1], to[2], from[0], from[1], from[2], n1,
+                                               n2, count);
         return;
     }
     for (int k = 0; k < op->partials; ++k) {
@@ -286,9 +286,9 @@ size_t operation_scratch_size(const cbn_work *w, int partials)
 static void fit_to_arrays(operation *op)
 {
     const ptrdiff_t itemsize = (ptrdiff_t)op->kernels->itemsize;
-    const cbn_array *const x = op->operands[X].array;
+    const cbn_array *const x = op->operands[X];
     for (int i = 0; i < OPERANDS && op->work.lanes > 1; ++i) {
-        const cbn_array *const array = op->operands[i].array;
+        const cbn_array *const array = op->operands[i];
         if (array != NULL && array->strides[0] != x->channels * itemsize) {
             cbn_work_separate_lanes(&op->work);
             return;
@@ -302,10 +302,10 @@ static void fit_to_arrays(operation *op)
 /* Bytes of all arrays; one that is written in place counts once. */
 static double memory_of(const operation *op, ptrdiff_t rows)
 {
-    const cbn_array *const x = op->operands[X].array, *const out = op->operands[OUT].array;
+    const cbn_array *const x = op->operands[X], *const out = op->operands[OUT];
     int arrays = 0;
     for (int i = 0; i < OPERANDS; ++i) {
-        const cbn_array *const array = op->operands[i].array;
+        const cbn_array *const array = op->operands[i];
         arrays += array != NULL && (i == OUT || out == NULL || array->data != out->data);
     }
     return arrays * (double)rows * (double)x->channels * (double)op->kernels->itemsize;
@@ -314,7 +314,7 @@ static double memory_of(const operation *op, ptrdiff_t rows)
 cbn_status operation_run(operation *op, const cbn_steps *steps, int plain,
                          const cbn_resources *resources)
 {
-    const cbn_array *const x = op->operands[X].array;
+    const cbn_array *const x = op->operands[X];
     const cbn_selection selection = resources->selection;
     if ((int)x->dtype < 0 || x->dtype >= CBN_DTYPE_COUNT) {
         return CBN_ERROR_DTYPE;
@@ -326,7 +326,7 @@ cbn_status operation_run(operation *op, const cbn_steps *steps, int plain,
     op->half = op->kernels->element == op->kernels->itemsize ? NULL : op->kernels;
     op->plain = selection.positions == NULL;
     for (int i = 0; i < OPERANDS; ++i) {
-        const cbn_array *const array = op->operands[i].array;
+        const cbn_array *const array = op->operands[i];
         if (array != NULL && !cbn_same_form(array, x)) {
             return CBN_ERROR_SHAPE;
         }
@@ -357,10 +357,12 @@ cbn_status operation_run(operation *op, const cbn_steps *steps, int plain,
     if (op->plain) {
         fit_to_arrays(op);
     }
+    cbn_array_access accesses[OPERANDS];
+    op->accesses = accesses;
     for (int i = 0; i < OPERANDS && !op->plain; ++i) {
-        if (op->operands[i].array != NULL) {
-            op->operands[i].access = cbn_access_to(op->operands[i].array, op->kernels,
-                                                   selection.positions, op->work.run);
+        if (op->operands[i] != NULL) {
+            accesses[i] =
+                cbn_access_to(op->operands[i], op->kernels, selection.positions, op->work.run);
         }
     }
     const double bytes = memory_of(op, rows);

@@ -13,20 +13,15 @@ enum { MOMENTS = 3, SUMS = 2, DOUBLE_SUMS = 6 };
 enum { MEAN, MEAN_LOW, INVSTD, SCALE, ALONG_XHAT, ALONG_ONE, COEFFICIENTS };
 enum { C_DY = COEFFICIENTS, C_DDX, C_XHAT, C_ONE, ZERO, ONE, DOUBLE_COEFFICIENTS };
 
-/* An array of an operation; NULL where it has none. */
-typedef struct operand {
-    const cbn_array *array;
-    cbn_array_access access;
-} operand;
-
 enum { X, DY, OUT, RESIDUAL, DDX, G_DY, GATED, OPERANDS };
 
 typedef struct operation {
     cbn_work work;
     const cbn_kernels *kernels;
-    operand operands[OPERANDS];
-    const cbn_kernels *half; /* the kernels, of a half type, else NULL */
-    int plain;               /* operands are plain rows, taken as they lie */
+    const cbn_array *operands[OPERANDS]; /* NULL where it has none */
+    const cbn_array_access *accesses;    /* to those that there are, unless they are plain */
+    const cbn_kernels *half;             /* the kernels, of a half type, else NULL */
+    int plain;                           /* operands are plain rows, taken as they lie */
     cbn_statistics statistics;
     const double *gamma, *beta; /* beta is also what a tangent adds along one */
     const double *gamma_dot;    /* what it adds along xhat */

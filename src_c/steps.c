@@ -5,8 +5,8 @@
 
 static void invstd(const operation *op, cbn_place at)
 {
-    cbn_channels_invstd(op->statistics.invstd + at.column, op->statistics.var + at.column, op->eps,
-                        at.columns);
+    op->kernels->arithmetic->invstd(op->statistics.invstd + at.column,
+                                    op->statistics.var + at.column, op->eps, at.columns);
 }
 
 static void scale(const operation *op, cbn_place at)
@@ -78,9 +78,9 @@ static void moments_finish(const void *operation_, cbn_place at)
     const operation *const op = operation_;
     const cbn_statistics *const s = &op->statistics;
     merge_partials(op, at);
-    cbn_channels_statistics(s->mean + at.column, s->mean_low + at.column, s->var + at.column,
-                            partial_at(op, 0, 0, at), partial_at(op, 0, 1, at),
-                            partial_at(op, 0, 2, at), op->work.rows, at.columns);
+    op->kernels->arithmetic->statistics(
+        s->mean + at.column, s->mean_low + at.column, s->var + at.column, partial_at(op, 0, 0, at),
+        partial_at(op, 0, 1, at), partial_at(op, 0, 2, at), op->work.rows, at.columns);
     invstd(op, at);
     if (op->kernels->element == sizeof(double)) {
         retake_overflowed(op, at);
@@ -105,7 +105,7 @@ static cbn_channels normalize_channels(const operation *op, const cbn_piece *pie
 static void normalize_tile(const void *operation_, cbn_place at)
 {
     const operation *const op = operation_;
-    const int plain_map = op->operands[RESIDUAL].array == NULL && !op->relu;
+    const int plain_map = op->operands[RESIDUAL] == NULL && !op->relu;
     for (cbn_piece piece = {.parts = 0}; next_piece(op, at, 1, &piece);) {
         const cbn_channels channels = normalize_channels(op, &piece);
         const cbn_finish finish = {.residual = input_of(op, RESIDUAL, &piece), .relu = op->relu};
@@ -157,10 +157,10 @@ static void jacobian_coefficients(const operation *op, const double *sum, const 
                                   cbn_place at)
 {
     const double *const by_scale = coefficient(op, SCALE, at);
-    cbn_channels_project(coefficient(op, ALONG_ONE, at), sum, by_scale, op->statistics.count,
-                         or_null(op->beta, at), at.columns);
-    cbn_channels_project(coefficient(op, ALONG_XHAT, at), sum_xhat, by_scale, op->statistics.count,
-                         or_null(op->gamma_dot, at), at.columns);
+    op->kernels->arithmetic->project(coefficient(op, ALONG_ONE, at), sum, by_scale,
+                                     op->statistics.count, or_null(op->beta, at), at.columns);
+    op->kernels->arithmetic->project(coefficient(op, ALONG_XHAT, at), sum_xhat, by_scale,
+                                     op->statistics.count, or_null(op->gamma_dot, at), at.columns);
     spread_to_lanes(op, at);
 }
 
@@ -247,8 +247,8 @@ static void inference_backward_start(const void *operation_, cbn_place at)
 
 static int in_place(const operation *op)
 {
-    const void *const dx = op->operands[OUT].array->data;
-    return dx == op->operands[DY].array->data || dx == op->operands[X].array->data;
+    const void *const dx = op->operands[OUT]->data;
+    return dx == op->operands[DY]->data || dx == op->operands[X]->data;
 }
 
 /* Sums that float32 cannot hold are taken twice, so that dx over dy or x itself must come after

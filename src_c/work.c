@@ -60,7 +60,8 @@
 
 static ptrdiff_t min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 static ptrdiff_t max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
-static ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return a / b + (a % b != 0); }
+/* Of a > 0. Divisions were a tenth of the time of a small call's C, and most have nothing to do. */
+static ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return a <= b ? 1 : (a - 1) / b + 1; }
 
 /* In floating point, since strides of 0 make rows huge. */
 static int useful_threads(ptrdiff_t rows, ptrdiff_t channels, int threads)
@@ -89,7 +90,7 @@ static ptrdiff_t lanes_of(ptrdiff_t rows, ptrdiff_t channels)
     const int far = (double)rows * (double)channels >= FAR_ELEMENTS;
     const ptrdiff_t columns = far ? FAR_LANES_COLUMNS : LANES_COLUMNS;
     ptrdiff_t lanes = 1;
-    while (channels > 0 && 2 * lanes * channels <= columns && rows / (2 * lanes) >= MIN_LANE_ROWS) {
+    while (channels > 0 && 2 * lanes * channels <= columns && rows >= 2 * lanes * MIN_LANE_ROWS) {
         lanes *= 2;
     }
     return lanes;

@@ -84,7 +84,7 @@ def test_plain_arguments_take_the_short_way(dtype):
         stats = cache._stats
         assert stats.dtype == np.float64 and not stats.flags.writeable
         dx = np.empty(rows.shape, dtype)
-        back = _core.plain_backward(rows, cache, dx, 1)
+        back = _core.plain_backward(rows, cache, dx, 1, NO_OPTIONS)
         assert back[0] is dx and back[1].dtype == gamma.dtype and back[2] is None
         in_place = np.array(rows)
         mean, var = stats[0].copy(), stats[2].copy()
@@ -157,8 +157,8 @@ def test_images_that_are_not_in_c_order_are_declined():
         assert forward(other, gamma, beta, None, axis=1) is None
     _, cache = forward(x, gamma, beta, None, axis=1)
     for other in (dy[::-1], dy.reshape(4, 6, 80), dy.reshape(4, 6, 10, 8), np.asfortranarray(dy)):
-        assert _core.plain_backward(other, cache, None, 1) is None
-        assert _core.plain_backward(dy, cache, other, 1) is None
+        assert _core.plain_backward(other, cache, None, 1, NO_OPTIONS) is None
+        assert _core.plain_backward(dy, cache, other, 1, NO_OPTIONS) is None
     memory = np.empty(2 * x.size, np.float32)
     overlaps = memory[x.size - 1 : 2 * x.size - 1].reshape(x.shape)
     first = memory[: x.size].reshape(x.shape)
@@ -171,7 +171,7 @@ def test_a_cache_whose_image_has_changed_its_shape_is_declined():
     x = x.copy()
     _, cache = forward(x, gamma, beta, None, axis=1)
     x.resize((2, 3, 16, 8), refcheck=False)
-    assert _core.plain_backward(dy.reshape(x.shape), cache, None, 1) is None
+    assert _core.plain_backward(dy.reshape(x.shape), cache, None, 1, NO_OPTIONS) is None
     with pytest.raises(ValueError, match=r"cache: expected x of shape \(4, 3, 8, 8\)"):
         cbn.batch_norm_backward(dy.reshape(x.shape), cache)
 
@@ -182,7 +182,7 @@ def test_a_cache_whose_x_has_changed_its_shape_is_declined():
     other = BatchNormCache(
         *(x.reshape(64, 32), cache._stats, None, None, None, 1e-5, 1, 64, NO_OPTIONS)
     )
-    assert _core.plain_backward(dy.reshape(64, 32), other, None, 1) is None
+    assert _core.plain_backward(dy.reshape(64, 32), other, None, 1, NO_OPTIONS) is None
 
 
 def test_a_negative_variance_is_declined():

@@ -180,11 +180,15 @@ static void CBN_NAME(backward_sums_run)(double *sum_dy, double *sum_dy_xhat, cbn
     CBN_SPREAD(w.high, tile)
     CBN_SPREAD(w.power, tile)
     CBN_SPREAD(w.scale, tile)
-    memset(w.zeros, 0, (size_t)cols * sizeof *w.zeros);
+    if (rows % 4 != 0) {
+        memset(w.zeros, 0, (size_t)cols * sizeof *w.zeros);
+    }
     memset(dy_columns, 0, (size_t)cols * sizeof *dy_columns);
     memset(dy_xhat_columns, 0, (size_t)cols * sizeof *dy_xhat_columns);
-    memset(low_dy, 0, (size_t)cols * sizeof *low_dy);
-    memset(low_dy_xhat, 0, (size_t)cols * sizeof *low_dy_xhat);
+    if (CBN_KEEP_LOW) {
+        memset(low_dy, 0, (size_t)cols * sizeof *low_dy);
+        memset(low_dy_xhat, 0, (size_t)cols * sizeof *low_dy_xhat);
+    }
     for (ptrdiff_t left = rows; left > 0; left -= CBN_BLOCK_ROWS) {
         tile.rows = cbn_least(left, CBN_BLOCK_ROWS);
         if (CBN_GIVEN(dx)) {
@@ -205,8 +209,8 @@ static void CBN_NAME(backward_sums_run)(double *sum_dy, double *sum_dy_xhat, cbn
     CBN_SIMD
     for (ptrdiff_t c = 0; c < count; ++c) {
         /* an infinite sum has no rounding error but NaN */
-        const double low_s = low_dy[c] == low_dy[c] ? low_dy[c] : 0;
-        const double low_t = low_dy_xhat[c] == low_dy_xhat[c] ? low_dy_xhat[c] : 0;
+        const double low_s = CBN_KEEP_LOW && low_dy[c] == low_dy[c] ? low_dy[c] : 0;
+        const double low_t = CBN_KEEP_LOW && low_dy_xhat[c] == low_dy_xhat[c] ? low_dy_xhat[c] : 0;
         const double power = CBN_NAME(power_of_two)(channels->invstd[c]);
         const double high = (double)(CBN_WORK)channels->mean[c];
         const double low = (channels->mean[c] - high + channels->mean_low[c]) * power;

@@ -3,6 +3,7 @@
 #include "../cbn.h"
 #include "common.h"
 #include "elements.h"
+#include "arithmetic.h"
 
 #include "../dtypes/f32_wide.h"
 #include "affine.h"
@@ -50,7 +51,8 @@
      CBN_JOIN(moments, dtype, CBN_ISA),                                                            \
      CBN_JOIN(normalize, dtype, CBN_ISA),                                                          \
      CBN_JOIN(backward_sums, dtype, CBN_ISA),                                                      \
-     CBN_JOIN(backward_dx, dtype, CBN_ISA)}
+     CBN_JOIN(backward_dx, dtype, CBN_ISA),                                                        \
+     &CBN_JOIN(channels, arithmetic, CBN_ISA)}
 
 #define CBN_TIER_(isa) cbn_tier_##isa
 #define CBN_TIER(isa) CBN_TIER_(isa)

@@ -92,6 +92,26 @@ typedef struct cbn_finish {
     cbn_input gated;    /* stored in place of y: this where y > 0, 0 elsewhere */
 } cbn_finish;
 
+/* What kernels/arithmetic.h does between kernels, on `count` channels. */
+typedef struct cbn_arithmetic {
+    /* Merge the moments of n2 rows into those of n1 rows; mean = base + offset. */
+    void (*merge_moments)(double *base, double *offset, double *m2, const double *base2,
+                          const double *offset2, const double *m2_2, ptrdiff_t n1, ptrdiff_t n2,
+                          ptrdiff_t count);
+
+    /* mean + mean_low = base + offset exactly, var = m2 / rows. */
+    void (*statistics)(double *mean, double *mean_low, double *var, const double *base,
+                       const double *offset, const double *m2, ptrdiff_t rows, ptrdiff_t count);
+
+    /* invstd = 1 / sqrt(var + eps), 0 where var + eps == 0; invstd may be var. */
+    void (*invstd)(double *invstd, const double *var, double eps, ptrdiff_t count);
+
+    /* along = plus - scale * sum / n: what the sum contributes to every row, docs/math.md (16) and
+     * (30). plus NULL means zeros; an infinite n, that of fixed statistics, gives plus alone. */
+    void (*project)(double *along, const double *sum, const double *scale, double n,
+                    const double *plus, ptrdiff_t count);
+} cbn_arithmetic;
+
 struct cbn_kernels {
     size_t itemsize; /* of an element in memory */
     size_t element;  /* of an element as the kernels below take it */
@@ -115,6 +135,8 @@ struct cbn_kernels {
     /* dx = dy * scale + xhat * along_xhat + along_one. */
     void (*backward_dx)(cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile,
                         const cbn_channels *channels);
+
+    const cbn_arithmetic *arithmetic;
 };
 
 /* One tier: its name and its kernel sets by cbn_dtype. */

@@ -147,10 +147,12 @@ static void CBN_NAME(moments_first_anchor)(CBN_ELEMENT *anchor, CBN_WORK *s, dou
     CBN_SIMD
     for (ptrdiff_t j = 0; j < tile.cols; ++j) {
         const CBN_WORK first = CBN_LOAD(anchor, j), mean = first + (CBN_WORK)(sum[j] * inv_n);
-        sum[j] = (double)(mean - mean == 0 ? mean : first);
+        const CBN_WORK near = mean - mean == 0 ? mean : first;
+        sum[j] = (double)near;
+        CBN_STORE(anchor, j, near);
     }
     CBN_ADD_COLUMNS(sum, tile)
-    for (ptrdiff_t c = 0; c < cbn_channels_of(&tile); ++c) {
+    for (ptrdiff_t c = 0; tile.run > 1 && c < cbn_channels_of(&tile); ++c) {
         CBN_STORE(anchor, c, sum[c] / (double)tile.run);
     }
 }
