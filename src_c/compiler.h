@@ -25,11 +25,14 @@
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #define CBN_INLINE static __forceinline
+#define CBN_APART_FROM_CALLER __declspec(noinline)
 #define CBN_UNUSED
 #define CBN_SIMD __pragma(loop(ivdep))
 #pragma fp_contract(off)
 #else
 #define CBN_INLINE static inline __attribute__((always_inline))
+/* A function whose registers shall not be its caller's. */
+#define CBN_APART_FROM_CALLER __attribute__((noinline))
 #define CBN_UNUSED __attribute__((unused))
 /* Called when the library is loaded. */
 #define CBN_AT_LOAD __attribute__((constructor))

@@ -252,8 +252,14 @@ static int in_place(const operation *op)
 }
 
 /* Sums that float32 cannot hold are taken twice, so that dx over dy or x itself must come after
- * them; and so it is faster past the caches, while the tile is in one of them. */
-static int apart(const operation *op) { return in_place(op) || op->stream; }
+ * them; and so it is faster past the caches, while the tile is in one of them, unless dx can be
+ * stored past them along with the sums. */
+static int apart(const operation *op)
+{
+    const ptrdiff_t stride = op->operands[OUT]->strides[0] * op->work.lanes;
+    const int streamed = op->plain && op->half == NULL && stride % CBN_LINE_BYTES == 0;
+    return in_place(op) || (op->stream && !streamed);
+}
 
 /* (42): dx = dy * scale, along with the sums. */
 static void inference_backward_piece(const operation *op, const cbn_piece *piece,

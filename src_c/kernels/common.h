@@ -225,6 +225,12 @@ CBN_INLINE int cbn_rows_at_once(const cbn_tile *tile, size_t itemsize)
 /* Rows begin alike in their lines. */
 CBN_INLINE int cbn_rows_alike(ptrdiff_t stride) { return stride % CBN_LINE_BYTES == 0; }
 
+/* Rows that can be stored past the caches a part at a time: no line belongs to two. */
+CBN_INLINE int cbn_can_stream(const cbn_output *out)
+{
+    return out->access == NULL && out->half == NULL && cbn_rows_alike(out->stride);
+}
+
 /* A division is worth its branch here. */
 CBN_INLINE ptrdiff_t cbn_channels_of(const cbn_tile *tile)
 {

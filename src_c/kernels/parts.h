@@ -32,20 +32,25 @@ CBN_UNUSED static void cbn_narrow_rows(const cbn_kernels *half, char *to, ptrdif
 }
 #endif
 
-/* The loop over the parts of a tile, whose `cols` become those of a part from column j on; what has
- * an access is one part, since every part would have to look for its place. */
-#define CBN_PARTS(tile, j, half, lines, ...)                                                       \
+/* The loop over the parts of a tile, whose `cols` become those of a part from column j on; `lines`
+ * is where parts end with a line, of elements of so many bytes. */
+#define CBN_PARTS_OF(bytes, parts, tile, j, lines, ...)                                            \
     {                                                                                              \
         const ptrdiff_t all = (tile).cols;                                                         \
         ptrdiff_t j = 0;                                                                           \
         do {                                                                                       \
-            const uintptr_t into_line = (uintptr_t)(lines) % CBN_LINE_BYTES / CBN_HALF_BYTES;      \
+            const size_t into_line = (uintptr_t)(lines) % CBN_LINE_BYTES / (bytes);                \
             const ptrdiff_t most = CBN_PART - (ptrdiff_t)into_line;                                \
-            (tile).cols = CBN_HALVES && (half) ? cbn_least(most, all - j) : all - j;               \
+            (tile).cols = (parts) ? cbn_least(most, all - j) : all - j;                            \
             __VA_ARGS__                                                                            \
             j += (tile).cols;                                                                      \
-        } while (CBN_HALVES && j < all);                                                           \
+        } while ((parts) && j < all);                                                              \
     }
+
+/* Those of half types; what has an access is one part, since every part would have to look for its
+ * place. */
+#define CBN_PARTS(tile, j, half, lines, ...)                                                       \
+    CBN_PARTS_OF(CBN_HALF_BYTES, CBN_HALVES && (half), tile, j, lines, __VA_ARGS__)
 
 /* The first rows of a part as kernels take them: the input itself, or from scratch `slot` on. */
 CBN_INLINE cbn_input CBN_NAME(widened)(cbn_input in, ptrdiff_t rows, const cbn_tile *tile, int slot)
