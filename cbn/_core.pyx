@@ -20,12 +20,6 @@ from cbn cimport cbn_c
 cnp.import_array()
 
 
-cdef extern from "Python.h":
-    ctypedef struct PyThreadState
-    PyThreadState *PyEval_SaveThread()
-    void PyEval_RestoreThread(PyThreadState *state)
-
-
 cdef extern from *:
     """
     #define CBN_API_PROVIDER
