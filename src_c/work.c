@@ -60,7 +60,7 @@
 
 static ptrdiff_t min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 static ptrdiff_t max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
-/* Of a > 0. Divisions were a tenth of the time of a small call's C, and most have nothing to do. */
+/* Of a > 0. With a division each, cutting the work was a twentieth of a small call's C. */
 static ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return a <= b ? 1 : (a - 1) / b + 1; }
 
 /* In floating point, since strides of 0 make rows huge. */
