@@ -2,16 +2,24 @@
 
 cbn/_floor, which only `cbn bench` uses, is made of benchmarks/ in the same way.
 
-Each file of src_c/isa is one instruction-set tier and gets its own flags. Environment:
-CBN_NO_OPENMP=1 builds without OpenMP, CBN_WERROR=1 makes warnings about src_c errors,
-CBN_SANITIZE=address,undefined builds with these sanitizers of the compiler, CBN_COVERAGE=1 counts
-the lines that run (gcov, Cython's linetrace), CIBUILDWHEEL=1 refuses to go on when OpenMP was not
-opted out of and does not work.
+Each tier of src_c/isa is compiled with the flags of its instruction set. Sources are compiled side
+by side, and an object serves again as long as nothing that it was made of has changed (class Kept).
+These environment variables change the build:
+
+CBN_TIERS=avx2              builds this tier alone, or those of a list (avx2,avx512)
+CBN_OBJECTS=folder          keeps objects in that folder instead of build/objects
+CBN_NO_OPENMP=1             builds without OpenMP
+CBN_WERROR=1                makes warnings about src_c errors
+CBN_SANITIZE=address,...    builds with these sanitizers of the compiler
+CBN_COVERAGE=1              counts the lines that run (gcov, Cython's linetrace)
+CIBUILDWHEEL=1              fails where OpenMP does not work, unless CBN_NO_OPENMP=1
 """
 
 from __future__ import annotations
 
+import functools
 import gzip
+import hashlib
 import os
 import platform
 import re
@@ -19,12 +27,14 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from pprint import pformat
 from sysconfig import get_platform
 
 import numpy
+from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
@@ -37,11 +47,15 @@ GNU_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 GNU_AVX512 = [f"-mavx512{part}" for part in ("f", "cd", "bw", "dq", "vl")]
 GNU = {
     "c": [
-        *("-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+        *("-std=c11", "-ffp-contract=off", "-fno-wrapv", "-fno-math-errno", "-fno-trapping-math"),
         *("-fopenmp-simd", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra", "-Wvla", "-Wshadow"),
         "-Wno-missing-field-initializers",  # clang: of {x}, whose other fields are zero
     ],
-    "cython": ["-fvisibility=hidden", "-g0"],
+    "core": ["-O3"],
+    # Of -O3 the kernels need two parts, which clang's -O2 has: loops over one line are unrolled, and
+    # loops without `omp simd` are vectorised too. All of it is a quarter larger and no faster.
+    "kernels": ["-O2", "-fpeel-loops", "-fvect-cost-model=dynamic"],
+    "cython": ["-O2", "-fvisibility=hidden", "-g0"],
     "werror": ["-Werror", "-Wstack-usage=8192"],
     # A finding ends the process.
     "sanitize": [
@@ -56,7 +70,9 @@ GNU = {
 }
 APPLE = GNU | {"openmp": {"compile": ["-Xpreprocessor", "-fopenmp"], "link": ["-lomp"]}}
 MSVC = {
-    "c": ["/O2", "/std:c11", "/fp:precise", "/W3"],
+    "c": ["/std:c11", "/fp:precise", "/W3"],
+    "core": ["/O2"],
+    "kernels": ["/O2"],
     "cython": [],
     "werror": ["/WX"],
     "avx2": ["/arch:AVX2"],
@@ -64,6 +80,12 @@ MSVC = {
     "openmp": {"compile": ["/openmp"], "link": []},
     "libraries": [],
 }
+
+# Through these a compiler takes flags and headers that its command does not show.
+COMPILER_VARIABLES = ("CPATH", "C_INCLUDE_PATH", "GCC_EXEC_PREFIX", "SDKROOT", "INCLUDE", "CL", "_CL_")
+
+# Where the headers of this project are, and not those of others.
+INCLUDE_FOLDERS = ("src_c", "cbn/include", "benchmarks")
 
 # Copied to where cbn.get_include() is.
 HEADER = ("cbn", "include", "cbn.h")
@@ -99,12 +121,40 @@ OpenMP does not work with {command} (tried: {flags}).
   macOS            brew install libomp, then set CPPFLAGS and LDFLAGS as brew says"""
 
 
+class Kept:
+    """A folder of compiled files, each of them named after everything that it was made of.
+
+    The name has a hash of the source, the project's headers that it includes, the flags and the
+    compiler. A file that exists is therefore the one that would be made.
+    """
+
+    MOST = 12  # files of one source; those that were used longest ago go first
+
+    def __init__(self, folder):
+        self.folder = Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, stem, suffix, ingredients, make):
+        """The path of the file, which `make` makes in the folder that it is given."""
+        digest = hashlib.sha256(repr(ingredients).encode()).hexdigest()
+        kept = self.folder / f"{stem}-{digest[:20]}{suffix}"
+        if kept.exists():
+            os.utime(kept)
+        else:
+            with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+                os.replace(make(folder), kept)
+            by_age = sorted(self.folder.glob(f"{stem}-*{suffix}"), key=os.path.getmtime)
+            for old in by_age[: -self.MOST]:
+                old.unlink(missing_ok=True)
+        return str(kept)
+
+
 class BuildExt(build_ext):
     """Builds the C core tier by tier, the extensions, cbn/_build_config.py and the header."""
 
     def finalize_options(self):
         super().finalize_options()
-        # The flags depend on the environment, which no time stamp shows.
+        # Only the linking is left to setuptools, and it takes less than a second.
         self.force = True
 
     def build_extensions(self):
@@ -114,38 +164,91 @@ class BuildExt(build_ext):
             self.toolchain = APPLE if sys.platform == "darwin" else GNU
         self.check_compiler()
         self.openmp = self.find_openmp()
+        self.kept = Kept(os.environ.get("CBN_OBJECTS") or "build/objects")
+        self.compile_all()
         super().build_extensions()
         config = Path(self.build_lib, "cbn", "_build_config.py")
         config.write_text(self.config_text(), encoding="utf-8")
         self.mkpath(os.path.join(self.build_lib, "cbn", "include"))
         self.copy_file("src_c/cbn.h", os.path.join(self.build_lib, *HEADER))
 
-    def build_extension(self, ext):
+    def compile_all(self):
+        """Compile every source, side by side and the long ones first, and prepare the linking."""
         checks = self.check_flags()
-        flags = [*self.toolchain["c"], *self.openmp["compile"], *checks]
-        if switched_on("CBN_WERROR"):
-            # Checks take stack of their own.
-            werror = [f for f in self.toolchain["werror"] if not (checks and "stack" in f)]
-            flags += filter(self.knows, werror)
-        folder = ext.include_dirs[0]
-        ext.extra_objects = self.compile_c(sorted(map(str, Path(folder).glob("*.c"))), flags)
-        if ext.name == "cbn._core":
-            for tier, tier_flags in self.isa_flags().items():
-                ext.extra_objects += self.compile_c([f"src_c/isa/{tier}.c"], [*flags, *tier_flags])
-        ext.extra_compile_args = [*self.toolchain["cython"], *checks]
-        ext.extra_link_args = [*self.openmp["link"], *checks]
-        ext.libraries = self.toolchain["libraries"]
-        super().build_extension(ext)
+        kernels, rest = self.c_flags("kernels"), self.c_flags("core")
+        identity = self.compiler_identity()
+        objects = {ext.name: [] for ext in self.extensions}
+        with ThreadPoolExecutor(self.parallel or usable_cpus()) as pool:
+
+            def submit(module, *arguments, **options):
+                job = pool.submit(self.object_of, identity, *arguments, **options)
+                objects[module.name].append(job)
+
+            for tier, tier_flags in reversed(self.isa_flags().items()):
+                submit(core, f"src_c/isa/{tier}.c", [*kernels, *tier_flags])
+            submit(core, "src_c/isa/wide.c", kernels)
+            # Cython runs here, in this thread, while the pool waits for the compiler.
+            for ext in self.extensions:
+                own = [*self.toolchain["cython"], *checks]
+                submit(ext, self.generated(ext), own, ext=ext)
+            for ext in self.extensions:
+                for path in sorted(Path(ext.c_folder).glob("*.c")):
+                    macros = without_tiers() if path.name == "dispatch.c" else []
+                    submit(ext, path.as_posix(), rest, macros=macros)
+            for ext in self.extensions:
+                ext.sources = []
+                ext.extra_objects = [job.result() for job in objects[ext.name]]
+                ext.extra_link_args = [*self.openmp["link"], *checks]
+                ext.libraries = self.toolchain["libraries"]
+
+    def generated(self, ext):
+        """The C file that Cython makes of the extension's source."""
+        (source,) = ext.sources
+        options = {"force": True, "quiet": True, "compiler_directives": DIRECTIVES}
+        alone = Extension(ext.name, [source])
+        if switched_on("CBN_COVERAGE"):  # whose report looks for it beside the source
+            options["compiler_directives"] = DIRECTIVES | {"linetrace": True}
+            return cythonize([alone], **options)[0].sources[0]
+
+        def make(folder):
+            return cythonize([alone], build_dir=folder, **options)[0].sources[0]
+
+        texts = [path.read_bytes() for path in sorted(Path(source).parent.glob("*.p[xy][xdi]"))]
+        ingredients = [source, texts, DIRECTIVES, version("cython"), version("numpy")]
+        return self.kept.get(Path(source).stem, ".c", ingredients, make)
+
+    def object_of(self, identity, source, flags, ext=None, macros=()):
+        """The object made of a C source; `ext` is given for one that Cython has made."""
+        folders, macros = ["src_c"], list(macros)
+        if ext is not None:
+            folders, macros = [*ext.include_dirs, *self.include_dirs], ext.define_macros
+            identity = [*identity, platform.python_version(), sys.abiflags, version("numpy")]
+
+        def make(folder):
+            return self.compiler.compile(
+                [source], folder, macros, include_dirs=folders, extra_postargs=flags
+            )[0]
+
+        if switched_on("CBN_COVERAGE"):  # whose counts are found beside the object
+            return make(self.build_temp)
+        texts = sorted({path.read_bytes() for path in with_includes(source)})
+        stem = Path(source).stem.partition("-")[0]
+        return self.kept.get(stem, ".o", [texts, flags, macros, identity], make)
 
     def copy_extensions_to_source(self):
         super().copy_extensions_to_source()
         for name in (os.path.join("cbn", "_build_config.py"), os.path.join(*HEADER)):
             self.copy_file(os.path.join(self.build_lib, name), name)
 
-    def compile_c(self, sources, flags):
-        return self.compiler.compile(
-            sources, output_dir=self.build_temp, include_dirs=["src_c"], extra_postargs=flags
-        )
+    def c_flags(self, part):
+        """Flags of the sources of src_c: those of the tiers if `part` is "kernels", or "core"."""
+        checks = self.check_flags()
+        flags = [*self.toolchain["c"], *self.known(part), *self.openmp["compile"], *checks]
+        if switched_on("CBN_WERROR"):
+            # Checks take stack of their own.
+            werror = [f for f in self.toolchain["werror"] if not (checks and "stack" in f)]
+            flags += filter(self.knows, werror)
+        return flags
 
     def check_flags(self):
         """Flags of a build that watches what runs."""
@@ -163,7 +266,7 @@ class BuildExt(build_ext):
         return self.toolchain[key]
 
     def isa_flags(self):
-        return {tier: self.toolchain.get(tier, []) for tier in TIERS.get(machine(), ["baseline"])}
+        return {tier: self.toolchain.get(tier, []) for tier in chosen_tiers()}
 
     def check_compiler(self):
         if not self.runs(PROBE_C):
@@ -185,6 +288,11 @@ class BuildExt(build_ext):
             raise CompileError(f"{message}\nCBN_NO_OPENMP=1 builds without threads.")
         self.warn(f"{message}\nBuilding without OpenMP: cbn will run on one thread.")
         return serial
+
+    @functools.cache
+    def known(self, part):
+        """Those flags of a part of src_c that the compiler knows."""
+        return list(filter(self.knows, self.toolchain[part]))
 
     def knows(self, flag):
         return self.runs(PROBE_C, compile=[*self.toolchain["werror"][:1], flag])
@@ -211,6 +319,12 @@ class BuildExt(build_ext):
         words = getattr(self.compiler, "compiler_so", None) or [self.compiler.cc]
         return [word for word in words if not word.startswith("-")]
 
+    def compiler_identity(self):
+        """What tells one compiler and its surroundings from another."""
+        words = getattr(self.compiler, "compiler_so", None) or [self.compiler.cc]
+        variables = [(name, os.environ.get(name)) for name in COMPILER_VARIABLES]
+        return [words, self.compiler_version(), machine(), variables]
+
     def compiler_version(self):
         option = [] if self.toolchain is MSVC else ["--version"]
         run = subprocess.run([*self.command(), *option], capture_output=True, text=True)
@@ -222,9 +336,12 @@ class BuildExt(build_ext):
                 "command": " ".join(self.command()),
                 "version": self.compiler_version(),
                 "flags": [*self.toolchain["c"], *self.check_flags()],
+                "core_flags": self.known("core"),
+                "kernel_flags": self.known("kernels"),
             },
             "openmp": {"enabled": self.openmp["compile"] != [], "flags": self.openmp["compile"]},
             "isa_flags": self.isa_flags(),
+            "isa_left_out": [tier for tier in known_tiers() if tier not in chosen_tiers()],
             "machine": machine(),
             "python": platform.python_version(),
             "cython": version("cython"),
@@ -272,6 +389,44 @@ def machine():
     return MACHINES.get(name, name)
 
 
+def usable_cpus():
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def known_tiers():
+    return TIERS.get(machine(), ["baseline"])
+
+
+def chosen_tiers():
+    """The tiers that are built: those of the machine, or those of CBN_TIERS."""
+    known = known_tiers()
+    named = [name.strip() for name in os.environ.get("CBN_TIERS", "").split(",") if name.strip()]
+    if not set(named) <= set(known):
+        got = os.environ["CBN_TIERS"]
+        raise OptionError(f"CBN_TIERS: expected a list of {', '.join(known)}, got {got!r}")
+    return [tier for tier in known if tier in named or not named]
+
+
+def without_tiers():
+    """Macros that tell dispatch.c which tiers are not there."""
+    return [(f"CBN_WITHOUT_{t.upper()}", "1") for t in known_tiers() if t not in chosen_tiers()]
+
+
+def with_includes(source):
+    """A C file and all the headers of the project that it includes."""
+    found, left = [], [Path(source)]
+    while left:
+        path = left.pop()
+        if path.is_file() and path.resolve() not in found:
+            found.append(path.resolve())
+            names = re.findall(rb'^\s*#\s*include\s+"(.+?)"', path.read_bytes(), re.MULTILINE)
+            folders = [path.parent, *map(Path, INCLUDE_FOLDERS)]
+            left += [folder / name.decode() for name in names for folder in folders]
+    return found
+
+
 if sys.platform == "darwin":
     # A universal2 Python would compile every file for two processors with one set of flags.
     os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
@@ -289,23 +444,15 @@ DIRECTIVES = {
 
 
 def extension(name, source, c_folder):
-    ext = Extension(
-        name,
-        [source],
-        include_dirs=[c_folder],
-        depends=[str(path) for path in sorted(Path(c_folder).rglob("*.[ch]"))],
-    )
-    ext.cython_c_in_temp = not switched_on("CBN_COVERAGE")  # whose report looks for it
-    ext.cython_directives = DIRECTIVES
+    ext = Extension(name, [source], include_dirs=[c_folder])
+    ext.c_folder = c_folder
     if switched_on("CBN_COVERAGE"):
-        ext.cython_directives = {**DIRECTIVES, "linetrace": True}
         ext.define_macros.append(("CYTHON_TRACE", "1"))
     return ext
 
 
 core = extension("cbn._core", "cbn/_core.pyx", "src_c")
 core.include_dirs += ["cbn/include", numpy.get_include()]
-core.depends.append("cbn/include/cbn_api.h")
 core.define_macros.append(("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"))
 floor = extension("cbn._floor", "benchmarks/_floor.pyx", "benchmarks")
 

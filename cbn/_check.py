@@ -397,6 +397,11 @@ def environment_threads(name: str, text: str) -> int:
 
 
 def isa(text: str, built: list[str], supported: list[str]) -> None:
+    if not supported:
+        raise ValueError(
+            f"CBN_TIERS: expected a tier that this CPU runs, got a build with {', '.join(built)} "
+            "alone; build cbn again without CBN_TIERS, or with another one"
+        )
     raise ValueError(
         f"CBN_ISA: expected one of {', '.join(supported)} (this build has {', '.join(built)}; this"
         f" CPU runs the former) or nothing, got {text!r}"

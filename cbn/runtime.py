@@ -43,7 +43,7 @@ def _settings() -> Iterator[None]:
 
 with _settings():
     if _core.choose_isa() is not None:
-        _check.isa(os.environ["CBN_ISA"], *_tiers())
+        _check.isa(os.environ.get("CBN_ISA", ""), *_tiers())
 
 
 def _cgroup_cpus() -> float:

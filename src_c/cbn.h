@@ -30,7 +30,7 @@ typedef enum cbn_status {
     CBN_ERROR_THREADS,         /* fewer than one thread */
     CBN_ERROR_SCRATCH,         /* scratch missing or too small */
     CBN_ERROR_ISA_UNKNOWN,     /* CBN_ISA names no tier */
-    CBN_ERROR_ISA_UNSUPPORTED, /* CBN_ISA names a tier this build or this CPU does not have */
+    CBN_ERROR_ISA_UNSUPPORTED, /* this build has no tier, or not that of CBN_ISA, for this CPU */
     CBN_STATUS_COUNT
 } cbn_status;
 

@@ -21,13 +21,13 @@ static int system_saves(unsigned state)
     return has(1, 2, 1u << 27) && ((unsigned)_xgetbv(0) & state) == state;
 }
 
-static int cpu_has_avx2(void)
+CBN_UNUSED static int cpu_has_avx2(void)
 {
     const unsigned fma = 1u << 12, f16c = 1u << 29, avx2 = 1u << 5;
     return system_saves(0x6) && has(1, 2, fma | f16c) && has(7, 1, avx2);
 }
 
-static int cpu_has_avx512(void)
+CBN_UNUSED static int cpu_has_avx512(void)
 {
     const unsigned f = 1u << 16, dq = 1u << 17, cd = 1u << 28, bw = 1u << 30, vl = 1u << 31;
     return cpu_has_avx2() && system_saves(0xe6) && has(7, 1, f | dq | cd | bw | vl);
@@ -42,13 +42,13 @@ static int cpu_has_f16c(void)
     return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
 }
 
-static int cpu_has_avx2(void)
+CBN_UNUSED static int cpu_has_avx2(void)
 {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c();
 }
 
-static int cpu_has_avx512(void)
+CBN_UNUSED static int cpu_has_avx512(void)
 {
     return cpu_has_avx2() && __builtin_cpu_supports("avx512f") &&
            __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512bw") &&
@@ -56,18 +56,23 @@ static int cpu_has_avx512(void)
 }
 #endif
 
-static int always(void) { return 1; }
+CBN_UNUSED static int always(void) { return 1; }
 
-/* Slowest first. */
+/* Slowest first. A build for development may leave some out (CBN_TIERS in setup.py). */
 static const struct {
     const cbn_tier *tier;
     int (*supported)(void);
 } tiers[] = {
+#ifndef CBN_WITHOUT_BASELINE
     {&cbn_tier_baseline, always},
-#if CBN_X86_64
+#endif
+#if CBN_X86_64 && !defined(CBN_WITHOUT_AVX2)
     {&cbn_tier_avx2, cpu_has_avx2},
+#endif
+#if CBN_X86_64 && !defined(CBN_WITHOUT_AVX512)
     {&cbn_tier_avx512, cpu_has_avx512},
-#elif CBN_AARCH64
+#endif
+#if CBN_AARCH64 && !defined(CBN_WITHOUT_NEON)
     {&cbn_tier_neon, always},
 #endif
 };
@@ -112,7 +117,7 @@ cbn_status cbn_isa_choose(void)
             chosen = tiers[i].tier;
         }
     }
-    return CBN_OK;
+    return chosen == NULL ? CBN_ERROR_ISA_UNSUPPORTED : CBN_OK;
 }
 
 const char *cbn_isa_chosen(void) { return chosen == NULL ? NULL : chosen->name; }

@@ -10,6 +10,7 @@ import os
 import runpy
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from unittest import mock
@@ -66,12 +67,16 @@ def driver(tools, tmp_path_factory) -> Path:
     gnu, tiers = setup["GNU"], setup["TIERS"]["aarch64"]
     folder = tmp_path_factory.mktemp("neon")
     flags = [*gnu["c"], *gnu["openmp"]["compile"], *gnu["werror"], f"-I{SRC_C}"]
-    sources = dict.fromkeys([ROOT / "tests" / "neon" / "driver.c", *SRC_C.glob("*.c")], ())
-    sources |= {SRC_C / "isa" / f"{tier}.c": gnu.get(tier, ()) for tier in tiers}
-    objects = []
-    for source, more in sources.items():
-        objects.append(folder / f"{source.stem}.o")
-        run(tools[0], *flags, *more, "-c", source, "-o", objects[-1])
+    sources = {SRC_C / "isa" / f"{tier}.c": [*gnu["kernels"], *gnu.get(tier, [])] for tier in tiers}
+    sources[SRC_C / "isa" / "wide.c"] = gnu["kernels"]
+    sources |= dict.fromkeys([*SRC_C.glob("*.c"), ROOT / "tests/neon/driver.c"], gnu["core"])
+    objects = [folder / f"{source.stem}.o" for source in sources]
+
+    def compile_one(source, more, target):
+        run(tools[0], *flags, *more, "-c", source, "-o", target)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, sources, sources.values(), objects))
     libraries = [f"-l{name}" for name in gnu["libraries"]]
     program = folder / "driver"
     run(tools[0], "-static", *objects, *gnu["openmp"]["link"], *libraries, "-o", program)

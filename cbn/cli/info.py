@@ -35,13 +35,15 @@ def _facts() -> dict[str, Any]:
 def _text(facts: dict[str, Any]) -> str:
     openmp, isa = facts["openmp"], facts["isa"]
     variables = [f"{name}={text}" for name, text in facts["environment"].items() if text]
+    left_out = ", ".join(facts["isa_left_out"])
+    without = f" (CBN_TIERS left out {left_out})" if left_out else ""
     lines = {
         "cbn": facts["version"],
         "Python": f"{facts['python']}, NumPy {facts['numpy']}, {facts['machine']}",
         "compiler": facts["compiler"]["version"],
         "OpenMP": f"version {openmp['version']}" if openmp["enabled"] else "not in this build",
         "threads": facts["threads"],
-        "ISA built": ", ".join(isa["built"]),
+        "ISA built": ", ".join(isa["built"]) + without,
         "ISA found": ", ".join(isa["supported"]),
         "ISA chosen": isa["chosen"],
         "environment": ", ".join(variables) or "nothing set",

@@ -5,15 +5,6 @@
 #include "elements.h"
 #include "arithmetic.h"
 
-#include "../dtypes/f32_wide.h"
-#include "affine.h"
-#include "parts.h"
-#include "moments.h"
-#include "normalize.h"
-#include "backward_sums.h"
-#include "backward_dx.h"
-#include "../dtypes/end.h"
-
 #include "../dtypes/f32.h"
 #include "affine.h"
 #include "parts.h"

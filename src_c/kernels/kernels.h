@@ -139,6 +139,21 @@ struct cbn_kernels {
     const cbn_arithmetic *arithmetic;
 };
 
+/* What the float32 kernels hand on for channels that float32 cannot hold: the same source with
+ * float64 arithmetic, compiled once for all tiers (isa/wide.c). */
+typedef struct cbn_wide_kernels {
+    void (*moments_blocks)(double *sum, double *squares, double *s, double *q, const float *anchor,
+                           cbn_input x, cbn_tile tile);
+    void (*normalize_run)(cbn_output y, cbn_input x, cbn_tile tile, const cbn_channels *channels,
+                          const cbn_finish *finish);
+    void (*backward_sums_run)(double *sum_dy, double *sum_dy_xhat, cbn_output dx, cbn_input dy,
+                              cbn_input x, cbn_tile tile, const cbn_channels *channels);
+    void (*backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile,
+                            const cbn_channels *channels);
+} cbn_wide_kernels;
+
+extern const cbn_wide_kernels cbn_wide;
+
 /* One tier: its name and its kernel sets by cbn_dtype. */
 typedef struct cbn_tier {
     const char *name;
