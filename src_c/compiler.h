@@ -39,6 +39,7 @@
 /* No iteration depends on another one: true of every kernel loop, also when the output is an
    input, since then each iteration reads its element before it writes it. */
 #define CBN_SIMD _Pragma("omp simd")
+#define CBN_SIMD_SHORT _Pragma("omp simd simdlen(CBN_LINE / 2)")
 #endif
 
 #define CBN_LINE_BYTES 64 /* of a cache line */

@@ -56,10 +56,14 @@ CBN_UNUSED static void CBN_JOIN(project, arithmetic, CBN_ISA)(double *along, con
                                                               const double *plus, ptrdiff_t count)
 {
     const int fixed = isinf(n);
+    if (plus == NULL) {
+        memset(along, 0, (size_t)count * sizeof *along);
+        plus = along;
+    }
     CBN_SIMD
     for (ptrdiff_t j = 0; j < count; ++j) {
-        const double share = fixed ? 0 : sum[j] / n;
-        along[j] = (plus == NULL ? 0 : plus[j]) - scale[j] * share;
+        const double share = sum[j] / n;
+        along[j] = plus[j] - scale[j] * (fixed ? 0 : share);
     }
 }
 

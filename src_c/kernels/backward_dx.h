@@ -128,7 +128,7 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
         w.scale[c] = (CBN_WORK)channels->scale[c];
     }
     const int apart = CBN_APART(x) || CBN_APART(dy) || CBN_APART(dx);
-    if (tile.run >= CBN_LONG_RUN_OF_DX && !apart) {
+    if (CBN_TUNED && tile.run >= CBN_LONG_RUN_OF_DX && !apart) {
         CBN_NAME(backward_dx_by_runs)(&w, dx, dy, x, tile);
         return;
     }
@@ -145,7 +145,7 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
         CBN_NAME(backward_dx_apart)(&w, dx, dy, x, tile);
         return;
     }
-    const int two = !plain      ? 0
+    const int two = !CBN_TUNED || !plain ? 0
                     : most == 2 ? (size_t)tile.cols * sizeof(CBN_WORK) <= 2048
                                 : most == 4 && (!tile.stream || cbn_rows_alike(dx.stride));
     const int stream = tile.stream && !CBN_HALVES;

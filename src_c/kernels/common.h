@@ -24,17 +24,18 @@
             CBN_HALVES || (tile).skew == 0 ? 0 : cbn_least(CBN_LINE - (tile).skew, (tile).cols);   \
         const ptrdiff_t rest = ((tile).cols - first_line) % CBN_LINE;                              \
         const ptrdiff_t step = (by_lines) ? CBN_LINE : (tile).cols - rest - first_line;            \
-        CBN_SIMD                                                                                   \
-        for (ptrdiff_t j = 0; j < first_line; ++j)                                                 \
-            __VA_ARGS__                                                                            \
         for (ptrdiff_t line = first_line; line < (tile).cols - rest; line += step) {               \
             CBN_SIMD                                                                               \
             for (ptrdiff_t j = line; j < line + step; ++j)                                         \
                 __VA_ARGS__                                                                        \
         }                                                                                          \
-        CBN_SIMD                                                                                   \
-        for (ptrdiff_t j = (tile).cols - rest; j < (tile).cols; ++j)                               \
-            __VA_ARGS__                                                                            \
+        for (int tail = 0; tail < 2; ++tail) {                                                     \
+            const ptrdiff_t from = tail ? (tile).cols - rest : 0;                                  \
+            const ptrdiff_t before = tail ? (tile).cols : first_line;                              \
+            CBN_SIMD_SHORT                                                                         \
+            for (ptrdiff_t j = from; j < before; ++j)                                              \
+                __VA_ARGS__                                                                        \
+        }                                                                                          \
     }
 
 /* Scratch lies in its lines as the rows of the tile do in theirs, and its arrays and the rows at
@@ -76,7 +77,7 @@ CBN_INLINE void cbn_tile_at(cbn_tile *tile, cbn_input rows, size_t itemsize)
 #define CBN_SCRATCH(type, i) ((type *)cbn_scratch(&tile, i))
 
 /* The row where it is, or a copy of it. */
-CBN_UNUSED static const char *cbn_accessed_row(const cbn_access *access, ptrdiff_t position,
+CBN_APART_FROM_CALLER CBN_UNUSED static const char *cbn_accessed_row(const cbn_access *access, ptrdiff_t position,
                                                ptrdiff_t channel, ptrdiff_t cols, char *copy)
 {
     const char *const row = access->locate(access, position, channel, cols);
@@ -89,9 +90,10 @@ CBN_UNUSED static const char *cbn_accessed_row(const cbn_access *access, ptrdiff
 
 /* Row r of an input; `slot` is scratch for it. Nothing here takes the address of an input or a
  * tile: it would keep them in memory and cost a fifth of the time of a row of 1024. */
-CBN_INLINE const char *cbn_row(const cbn_input *in, ptrdiff_t r, const cbn_tile *tile, int slot)
+CBN_INLINE const char *cbn_row(int halves, const cbn_input *in, ptrdiff_t r, const cbn_tile *tile,
+                               int slot)
 {
-    if (in->half != NULL) {
+    if (halves && in->half != NULL) {
         char *const copy = cbn_scratch(tile, slot);
         in->half->load(copy, in->data + r * in->stride, CBN_HALF_BYTES, 0, tile->cols);
         return copy;
@@ -105,7 +107,7 @@ CBN_INLINE const char *cbn_row(const cbn_input *in, ptrdiff_t r, const cbn_tile 
 #define CBN_APART(array) ((array).access != NULL && (array).access->apart)
 
 /* The next rows of an array that lie apart: row r into scratch `slot` + r, or out of it. */
-CBN_UNUSED static void cbn_move_rows(const cbn_access *access, ptrdiff_t position, ptrdiff_t step,
+CBN_APART_FROM_CALLER CBN_UNUSED static void cbn_move_rows(const cbn_access *access, ptrdiff_t position, ptrdiff_t step,
                                      ptrdiff_t channel, ptrdiff_t rows, cbn_tile tile, int slot,
                                      int out)
 {
@@ -145,7 +147,8 @@ CBN_INLINE cbn_input cbn_input_row(cbn_input in, ptrdiff_t r, const cbn_tile *ti
     return in;
 }
 
-#define CBN_ROW(in, r, slot) ((const CBN_ELEMENT *)cbn_row(&(in), r, &tile, slot))
+#define CBN_ROW(in, r, slot)                                                                       \
+    ((const CBN_ELEMENT *)cbn_row(CBN_HALVES, &(in), r, &tile, slot))
 
 /* Row r of an output to store into, which may be scratch; then row 0 goes to its place. */
 CBN_INLINE char *cbn_out_row(const cbn_output *out, ptrdiff_t r, const cbn_tile *tile, int slot)
@@ -247,7 +250,7 @@ CBN_INLINE ptrdiff_t cbn_channels_of(const cbn_tile *tile)
  * which the first may reach into the channels below, whose turn is yet to come, but not to where
  * their numbers wait. */
 #define CBN_SPREAD_(type)                                                                          \
-    CBN_UNUSED static void cbn_spread_##type(type *columns, ptrdiff_t channels, ptrdiff_t run)     \
+    CBN_APART_FROM_CALLER CBN_UNUSED static void cbn_spread_##type(type *columns, ptrdiff_t channels, ptrdiff_t run)     \
     {                                                                                              \
         enum { LINE = CBN_LINE_BYTES / sizeof(type) };                                             \
         for (ptrdiff_t c = channels; c-- > 0;) {                                                   \
@@ -275,7 +278,7 @@ CBN_SPREAD_(double)
 /* Each channel's number becomes the sum of its columns: of many halves are added until few are left
  * for eight sums, which short runs are done with sooner (forward at 32 x 512 x 7 x 7 0.9 times as
  * long). */
-CBN_UNUSED static void cbn_add_columns(double *columns, ptrdiff_t channels, ptrdiff_t run)
+CBN_APART_FROM_CALLER CBN_UNUSED static void cbn_add_columns(double *columns, ptrdiff_t channels, ptrdiff_t run)
 {
     enum { FEW = 64, SUMS = 8 };
     for (ptrdiff_t c = 0; c < channels; ++c) {

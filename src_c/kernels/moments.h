@@ -19,13 +19,13 @@ CBN_INLINE ptrdiff_t CBN_NAME(anchor_rows)(ptrdiff_t rows, ptrdiff_t run)
     return cbn_least((rows + 15) / 16 * 8, run == 1 ? CBN_BLOCK_ROWS : 16);
 }
 
-/* Eight rows, of which only s without `squares`. The first rows of a block make s and q, the last
+/* Eight rows. The first rows of a block make s and q, the last
  * add them to the float64 sums. Rows past the end read the anchor, so their differences are exact
  * zeros. anchor - x instead of x - anchor is a load the fewer, since x is then the operand that may
  * come from memory: 0.95 times the time, here and in the other kernels. */
 CBN_INLINE void CBN_NAME(moments_part)(CBN_WORK *s, CBN_WORK *q, double *sum, double *squares,
-                                       int with_squares, int first, int last,
-                                       const CBN_ELEMENT *anchor, cbn_input x, cbn_tile tile)
+                                       int first, int last, const CBN_ELEMENT *anchor, cbn_input x,
+                                       cbn_tile tile)
 {
     const ptrdiff_t left = tile.rows;
     CBN_GATHER(x, cbn_least(left, 8), 13)
@@ -50,48 +50,46 @@ CBN_INLINE void CBN_NAME(moments_part)(CBN_WORK *s, CBN_WORK *q, double *sum, do
         } else {
             s[j] = all;
         }
-        if (with_squares) {
-            const CBN_WORK d_d = ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) +
-                                 ((d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7));
-            const CBN_WORK all_squares = first ? d_d : q[j] + d_d;
-            if (last) {
-                squares[j] += (double)all_squares;
-            } else {
-                q[j] = all_squares;
-            }
+        const CBN_WORK d_d = ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) +
+                             ((d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7));
+        const CBN_WORK all_squares = first ? d_d : q[j] + d_d;
+        if (last) {
+            squares[j] += (double)all_squares;
+        } else {
+            q[j] = all_squares;
         }
     })
 }
 
 CBN_INLINE void CBN_NAME(moments_rows)(CBN_WORK *s, CBN_WORK *q, double *sum, double *squares,
-                                       int with_squares, int first, int last,
-                                       const CBN_ELEMENT *anchor, cbn_input x, cbn_tile tile){
+                                       int first, int last, const CBN_ELEMENT *anchor, cbn_input x,
+                                       cbn_tile tile){
     CBN_PARTS(tile, j, x.half != NULL, x.data,
               {
                   const cbn_input rows = CBN_NAME(widened)(x, cbn_least(tile.rows, 8), &tile, 13);
-                  CBN_NAME(moments_part)(s + j, q + j, sum + j, squares + j, with_squares, first,
-                                         last, anchor + j, rows, tile);
+                  CBN_NAME(moments_part)(s + j, q + j, sum + j, squares + j, first, last, anchor + j, rows, tile);
                   CBN_SKIP(x, tile.cols)
               })}
 
 CBN_INLINE void CBN_NAME(moments_block)(CBN_WORK *s, CBN_WORK *q, double *sum, double *squares,
-                                        int with_squares, const CBN_ELEMENT *anchor, cbn_input x,
-                                        cbn_tile tile)
+                                        const CBN_ELEMENT *anchor, cbn_input x, cbn_tile tile)
 {
-    if (tile.rows <= 8) {
-        CBN_NAME(moments_rows)(s, q, sum, squares, with_squares, 1, 1, anchor, x, tile);
-        return;
+    int first = tile.rows > 8;
+    if (!first) { /* Eight rows or fewer start from zeros, which saves a copy of the loop for them. */
+        memset(s, 0, (size_t)tile.cols * sizeof *s);
+        memset(q, 0, (size_t)tile.cols * sizeof *q);
     }
-    CBN_NAME(moments_rows)(s, q, sum, squares, with_squares, 1, 0, anchor, x, tile);
-    for (;;) {
+    while (tile.rows > 8) {
+        if (first) {
+            CBN_NAME(moments_rows)(s, q, sum, squares, 1, 0, anchor, x, tile);
+        } else {
+            CBN_NAME(moments_rows)(s, q, sum, squares, 0, 0, anchor, x, tile);
+        }
+        first = 0;
         tile.rows -= 8;
         CBN_ADVANCE(x, 8)
-        if (tile.rows <= 8) {
-            break;
-        }
-        CBN_NAME(moments_rows)(s, q, sum, squares, with_squares, 0, 0, anchor, x, tile);
     }
-    CBN_NAME(moments_rows)(s, q, sum, squares, with_squares, 0, 1, anchor, x, tile);
+    CBN_NAME(moments_rows)(s, q, sum, squares, 0, 1, anchor, x, tile);
 }
 
 /* Add the blocks of the tile's rows in float64. */
@@ -103,7 +101,7 @@ static void CBN_NAME(moments_blocks)(double *sum, double *squares, CBN_WORK *s, 
     memset(squares, 0, (size_t)tile.cols * sizeof *squares);
     for (ptrdiff_t left = tile.rows; left > 0; left -= CBN_BLOCK_ROWS) {
         block.rows = cbn_least(left, CBN_BLOCK_ROWS);
-        CBN_NAME(moments_block)(s, q, sum, squares, 1, anchor, x, block);
+        CBN_NAME(moments_block)(s, q, sum, squares, anchor, x, block);
         CBN_ADVANCE(x, block.rows)
     }
 }
@@ -137,12 +135,11 @@ static void CBN_NAME(moments_fold)(double *base, double *offset, double *m2, con
 
 /* The first anchor of each channel: of its columns row 0, then the mean of the first rows that it
  * leads to unless that overflowed, then their mean. */
-static void CBN_NAME(moments_first_anchor)(CBN_ELEMENT *anchor, CBN_WORK *s, double *sum,
-                                           cbn_input x, cbn_tile tile)
+static void CBN_NAME(moments_first_anchor)(CBN_ELEMENT *anchor, CBN_WORK *s, CBN_WORK *q,
+                                           double *sum, double *squares, cbn_input x, cbn_tile tile)
 {
     memcpy(anchor, CBN_ROW(x, 0, 13), (size_t)tile.cols * sizeof *anchor);
-    memset(sum, 0, (size_t)tile.cols * sizeof *sum);
-    CBN_NAME(moments_block)(s, s, sum, sum, 0, anchor, x, tile);
+    CBN_NAME(moments_blocks)(sum, squares, s, q, anchor, x, tile);
     const double inv_n = 1 / (double)tile.rows;
     CBN_SIMD
     for (ptrdiff_t j = 0; j < tile.cols; ++j) {
@@ -227,8 +224,9 @@ CBN_UNUSED static void CBN_NAME(moments)(double *base, double *offset, double *m
         CBN_ADVANCE(segment, before)
         if (before == 0) {
             tile.rows = cbn_least(CBN_NAME(anchor_rows)(rows, tile.run), rows);
-            CBN_NAME(moments_first_anchor)(anchor, s, sum, segment, tile);
+            CBN_NAME(moments_first_anchor)(anchor, s, q, sum, squares, segment, tile);
             tile.rows = cbn_least(2 * tile.rows, rows);
+            CBN_SIMD
             for (ptrdiff_t j = 0; j < count; ++j) {
                 base[j] = (double)CBN_LOAD(anchor, j);
                 offset[j] = 0;

@@ -69,7 +69,7 @@ CBN_INLINE
     CBN_ELEMENT *const y0 = CBN_OUT_ROW(y, 0, 4);
     const int gate = CBN_GIVEN(finish->gated), relu = finish->relu;
     const CBN_ELEMENT *const dy = gate ? CBN_ROW(finish->gated, 0, 6) : x0;
-#define CBN_FINISHED_ROW(value)                                                                    \
+#define CBN_FINISHED_ROW(with_residual, value)                                                     \
     if (gate) {                                                                                    \
         CBN_COLUMNS(tile, j, { CBN_STORE(y0, j, (value) > 0 ? CBN_LOAD(dy, j) : 0); })             \
     } else if (relu) {                                                                             \
@@ -77,14 +77,14 @@ CBN_INLINE
             const CBN_WORK v = value;                                                              \
             CBN_STORE(y0, j, v <= 0 ? 0 : v);                                                      \
         })                                                                                         \
-    } else {                                                                                       \
+    } else if (with_residual) {                                                                    \
         CBN_COLUMNS(tile, j, { CBN_STORE(y0, j, value); })                                         \
     }
     if (CBN_GIVEN(finish->residual)) {
         const CBN_ELEMENT *const r0 = CBN_ROW(finish->residual, 0, 5);
-        CBN_FINISHED_ROW((b[j] - (high[j] - CBN_LOAD(x0, j)) * a[j]) + CBN_LOAD(r0, j))
+        CBN_FINISHED_ROW(1, (b[j] - (high[j] - CBN_LOAD(x0, j)) * a[j]) + CBN_LOAD(r0, j))
     } else {
-        CBN_FINISHED_ROW(b[j] - (high[j] - CBN_LOAD(x0, j)) * a[j])
+        CBN_FINISHED_ROW(0, b[j] - (high[j] - CBN_LOAD(x0, j)) * a[j])
     }
 #undef CBN_FINISHED_ROW
     cbn_row_made(&y, y0, &tile, 4);
@@ -173,7 +173,7 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
         memset(w.b, 0, (size_t)cbn_channels_of(&tile) * sizeof *w.b);
     }
     const int apart = CBN_APART(x) || CBN_APART(y);
-    if (tile.run >= CBN_LONG_RUN && finish == NULL && !apart) {
+    if (CBN_TUNED && tile.run >= CBN_LONG_RUN && finish == NULL && !apart) {
         CBN_NAME(normalize_by_runs)(&w, y, x, tile);
         return;
     }
@@ -196,7 +196,7 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
         return;
     }
     const int plain = x.access == NULL && y.access == NULL;
-    const int most = plain ? cbn_rows_at_once(&tile, sizeof(CBN_WORK)) : 1;
+    const int most = CBN_TUNED && plain ? cbn_rows_at_once(&tile, sizeof(CBN_WORK)) : 1;
     const int at_once = !tile.stream || (most == 4 && cbn_rows_alike(y.stride)) ? most : 1;
     const int stream = tile.stream && !CBN_HALVES;
     ptrdiff_t n;
