@@ -17,7 +17,6 @@ CIBUILDWHEEL=1              fails where OpenMP does not work, unless CBN_NO_OPEN
 
 from __future__ import annotations
 
-import functools
 import gzip
 import hashlib
 import os
@@ -52,8 +51,8 @@ GNU = {
         "-Wno-missing-field-initializers",  # clang: of {x}, whose other fields are zero
     ],
     "core": ["-O3"],
-    # Of -O3 the kernels need two parts, which clang's -O2 has: loops over one line are unrolled, and
-    # loops without `omp simd` are vectorised too. All of it is a quarter larger and no faster.
+    # Kernels need two parts of -O3, which clang's -O2 has: loops over one line are unrolled, and
+    # loops without `omp simd` are vectorised too. All of -O3 is a quarter larger and no faster.
     "kernels": ["-O2", "-fpeel-loops", "-fvect-cost-model=dynamic"],
     "cython": ["-O2", "-fvisibility=hidden", "-g0"],
     "werror": ["-Werror", "-Wstack-usage=8192"],
@@ -82,7 +81,15 @@ MSVC = {
 }
 
 # Through these a compiler takes flags and headers that its command does not show.
-COMPILER_VARIABLES = ("CPATH", "C_INCLUDE_PATH", "GCC_EXEC_PREFIX", "SDKROOT", "INCLUDE", "CL", "_CL_")
+COMPILER_VARIABLES = (
+    "CPATH",
+    "C_INCLUDE_PATH",
+    "GCC_EXEC_PREFIX",
+    "SDKROOT",
+    "INCLUDE",
+    "CL",
+    "_CL_",
+)
 
 # Where the headers of this project are, and not those of others.
 INCLUDE_FOLDERS = ("src_c", "cbn/include", "benchmarks")
@@ -289,7 +296,6 @@ class BuildExt(build_ext):
         self.warn(f"{message}\nBuilding without OpenMP: cbn will run on one thread.")
         return serial
 
-    @functools.cache
     def known(self, part):
         """Those flags of a part of src_c that the compiler knows."""
         return list(filter(self.knows, self.toolchain[part]))

@@ -5,9 +5,9 @@
 BASE and NEW (default: this folder) are folders with a built cbn, or git revisions, which are
 checked out below build/revisions and built there. Both are imported into one process and take turns
 on the same arrays, in a new order each round, so that whatever else the machine does meets both
-alike. Their results are compared as well, to the byte. A ratio is the time of BASE divided by the time of NEW, so that more than 1 means that NEW is
-faster; it is the median over the rounds. The result is one line a case, then the geometric mean and
-the worst cases.
+alike. A ratio is the time of BASE divided by the time of NEW, so that more than 1 means that NEW is
+faster; it is the median over the rounds. The result is one line a case, then the geometric mean,
+the worst cases, and in how many cases the two returned other bytes.
 
 --kinds says what the arrays and options are:
 
@@ -283,7 +283,9 @@ def main() -> int:
     if options.json:
         fields = ("kind", "shape", "op", "threads", "ratio", "seconds")
         figures = [dict(zip(fields, result, strict=True)) for result in results]
-        options.json.write_text(json.dumps({"mean": mean, "different": different, "cases": figures}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"mean": mean, "different": different, "cases": figures}, indent=1) + "\n"
+        )
     return 0
 
 

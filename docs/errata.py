@@ -3,7 +3,7 @@
 Run ``python docs/errata.py``. Each row evaluates a formula of one of the sources literally, then
 with the one change that mends it, and prints the largest absolute difference from the truth. The
 truth is the complex-step derivative of the forward pass, exact to rounding. N=7, D=3, float64,
-eps=1e-2, fixed seed. tests/test_errata.py holds every row to it.
+eps=1e-2, fixed seed. tests/house/test_errata.py holds every row to it.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ static const char *const texts[CBN_STATUS_COUNT] = {
     [CBN_ERROR_THREADS] = "num_threads: expected at least 1",
     [CBN_ERROR_SCRATCH] = "scratch: expected cbn_scratch_size() bytes",
     [CBN_ERROR_ISA_UNKNOWN] = "CBN_ISA: not the name of an instruction set tier",
-    [CBN_ERROR_ISA_UNSUPPORTED] = "no tier of this build, or not the one that CBN_ISA names, runs on this CPU",
+    [CBN_ERROR_ISA_UNSUPPORTED] =
+        "no tier of this build, or not the one that CBN_ISA names, runs on this CPU",
 };
 
 const char *cbn_status_text(cbn_status status)

@@ -1,4 +1,4 @@
-"""Fixtures: random numbers, shapes and dtypes, fresh interpreters, ISA tiers."""
+"""Fixtures: random numbers, shapes and dtypes, fresh interpreters, ISA tiers; and the quick run."""
 
 from __future__ import annotations
 
@@ -7,22 +7,54 @@ import subprocess
 import sys
 from pathlib import Path
 
+# OpenMP reads this when cbn is loaded. Threads that wait in a loop take the cores from other tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy as np
 import pytest
-from hypothesis import settings
-
 from cases import DTYPES, PARAMETERS, SHAPES, generator
-from cbn import show_config
+from hypothesis import settings
 from tiers import required_tiers
 
-TESTS = Path(__file__).resolve().parent
+from cbn import show_config
+
+SUPPORT = Path(__file__).resolve().parent / "support"
 VARIABLES = ("CBN_NUM_THREADS", "CBN_ISA", "OMP_NUM_THREADS")
 
-# ci is derandomized: a change fails for what it changes and not by luck. deep takes hours: chosen
-# by --hypothesis-profile=deep, or CBN_HYPOTHESIS=deep.
-settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+# Hypothesis is derandomized: a change fails for what it changes and not by luck. The quick run
+# takes a quarter of the examples; deep takes hours and is chosen by CBN_HYPOTHESIS=deep.
+settings.register_profile("quick", max_examples=25, derandomize=True, deadline=None, database=None)
+settings.register_profile("all", derandomize=True, deadline=None, database=None)
 settings.register_profile("deep", max_examples=1_000_000, deadline=None, database=None)
-settings.load_profile(os.environ.get("CBN_HYPOTHESIS") or "ci")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--all", action="store_true", help="run the tests that are marked slow as well"
+    )
+
+
+def pytest_configure(config):
+    profile = "all" if config.option.all else "quick"
+    settings.load_profile(os.environ.get("CBN_HYPOTHESIS") or profile)
+
+
+def pytest_report_header(config):
+    return (
+        f"cbn: {'all tests' if config.option.all else 'quick run, --all runs the slow tests too'}"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave the slow tests out, but for those of a file that the command line names."""
+    if config.option.all or config.option.markexpr:
+        return
+    named = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
+    slow = [item for item in items if item.get_closest_marker("slow") and item.path not in named]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        left_out = set(slow)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_generate_tests(metafunc):
@@ -39,7 +71,7 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
         libraries = os.environ.get("LD_PRELOAD", ""), environment["LD_PRELOAD"]
         environment["LD_PRELOAD"] = " ".join(filter(None, libraries))
     inherited = {name: text for name, text in os.environ.items() if name not in VARIABLES}
-    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
         [sys.executable, "-P", *arguments],
         env=inherited | {"PYTHONPATH": path} | environment,
@@ -56,35 +88,18 @@ def _run_python():
 
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory):
-    """A function from a name in tests/shims to the path of the library that it makes of it."""
+    """A function from a name in support/shims to the path of the library that it makes of it."""
     compiler = show_config("dicts")["compiler"]["command"].split()
     folder = tmp_path_factory.mktemp("shims")
 
     def library(name: str) -> str:
         path = folder / f"{name}.so"
         if not path.exists():
-            source = str(TESTS / "shims" / f"{name}.c")
+            source = str(SUPPORT / "shims" / f"{name}.c")
             subprocess.run([*compiler, "-shared", "-fPIC", source, "-o", path, "-ldl"], check=True)
         return str(path)
 
     return library
-
-
-@pytest.fixture(scope="session")
-def isa_results(tmp_path_factory):
-    """A function from a tier to what isa_cases.py computes on it, in a process of its own."""
-    known = {}
-
-    def results(tier: str) -> dict[str, np.ndarray]:
-        if tier not in known:
-            path = tmp_path_factory.mktemp("isa") / f"{tier}.npz"
-            run = run_python(str(TESTS / "isa_cases.py"), str(path), CBN_ISA=tier)
-            assert run.returncode == 0, run.stderr
-            with np.load(path) as arrays:
-                known[tier] = dict(arrays)
-        return known[tier]
-
-    return results
 
 
 @pytest.fixture

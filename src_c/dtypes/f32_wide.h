@@ -1,6 +1,6 @@
 /* float32 elements or those of half types, float64 arithmetic: for channels whose squares or
- * coefficients leave the range of float32. It is rarely run, so that its kernels are compiled without
- * the variants that are only faster. */
+ * coefficients leave the range of float32. It is rarely run, so that its kernels are compiled
+ * without the variants that are only faster. */
 #define CBN_DTYPE f32_wide
 #define CBN_ELEMENT float
 #define CBN_WORK double

@@ -146,8 +146,8 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
         return;
     }
     const int two = !CBN_TUNED || !plain ? 0
-                    : most == 2 ? (size_t)tile.cols * sizeof(CBN_WORK) <= 2048
-                                : most == 4 && (!tile.stream || cbn_rows_alike(dx.stride));
+                    : most == 2          ? (size_t)tile.cols * sizeof(CBN_WORK) <= 2048
+                                         : most == 4 && (!tile.stream || cbn_rows_alike(dx.stride));
     const int stream = tile.stream && !CBN_HALVES;
     ptrdiff_t n;
     for (ptrdiff_t left = tile.rows; left > 0; left -= n) {

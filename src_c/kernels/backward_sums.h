@@ -195,9 +195,9 @@ CBN_APART_FROM_CALLER static void CBN_NAME(backward_sums_storing)(const CBN_NAME
     CBN_NAME(backward_sums_blocks)(w, CBN_STORE_DX, dx, dy, x, tile);
 }
 
-CBN_UNUSED CBN_APART_FROM_CALLER static void CBN_NAME(backward_sums_streaming)(const CBN_NAME(sums_work) * w,
-                                                                    cbn_output dx, cbn_input dy,
-                                                                    cbn_input x, cbn_tile tile)
+CBN_UNUSED CBN_APART_FROM_CALLER static void
+CBN_NAME(backward_sums_streaming)(const CBN_NAME(sums_work) * w, cbn_output dx, cbn_input dy,
+                                  cbn_input x, cbn_tile tile)
 {
     CBN_NAME(backward_sums_blocks)(w, CBN_STREAM_DX, dx, dy, x, tile);
     cbn_stream_end();

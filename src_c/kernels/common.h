@@ -77,8 +77,10 @@ CBN_INLINE void cbn_tile_at(cbn_tile *tile, cbn_input rows, size_t itemsize)
 #define CBN_SCRATCH(type, i) ((type *)cbn_scratch(&tile, i))
 
 /* The row where it is, or a copy of it. */
-CBN_APART_FROM_CALLER CBN_UNUSED static const char *cbn_accessed_row(const cbn_access *access, ptrdiff_t position,
-                                               ptrdiff_t channel, ptrdiff_t cols, char *copy)
+CBN_APART_FROM_CALLER CBN_UNUSED static const char *cbn_accessed_row(const cbn_access *access,
+                                                                     ptrdiff_t position,
+                                                                     ptrdiff_t channel,
+                                                                     ptrdiff_t cols, char *copy)
 {
     const char *const row = access->locate(access, position, channel, cols);
     if (row != NULL) {
@@ -107,9 +109,10 @@ CBN_INLINE const char *cbn_row(int halves, const cbn_input *in, ptrdiff_t r, con
 #define CBN_APART(array) ((array).access != NULL && (array).access->apart)
 
 /* The next rows of an array that lie apart: row r into scratch `slot` + r, or out of it. */
-CBN_APART_FROM_CALLER CBN_UNUSED static void cbn_move_rows(const cbn_access *access, ptrdiff_t position, ptrdiff_t step,
-                                     ptrdiff_t channel, ptrdiff_t rows, cbn_tile tile, int slot,
-                                     int out)
+CBN_APART_FROM_CALLER CBN_UNUSED static void cbn_move_rows(const cbn_access *access,
+                                                           ptrdiff_t position, ptrdiff_t step,
+                                                           ptrdiff_t channel, ptrdiff_t rows,
+                                                           cbn_tile tile, int slot, int out)
 {
     void *made[CBN_GATHERED_ROWS];
     for (int r = 0; r < rows; ++r) {
@@ -147,8 +150,7 @@ CBN_INLINE cbn_input cbn_input_row(cbn_input in, ptrdiff_t r, const cbn_tile *ti
     return in;
 }
 
-#define CBN_ROW(in, r, slot)                                                                       \
-    ((const CBN_ELEMENT *)cbn_row(CBN_HALVES, &(in), r, &tile, slot))
+#define CBN_ROW(in, r, slot) ((const CBN_ELEMENT *)cbn_row(CBN_HALVES, &(in), r, &tile, slot))
 
 /* Row r of an output to store into, which may be scratch; then row 0 goes to its place. */
 CBN_INLINE char *cbn_out_row(const cbn_output *out, ptrdiff_t r, const cbn_tile *tile, int slot)
@@ -250,7 +252,8 @@ CBN_INLINE ptrdiff_t cbn_channels_of(const cbn_tile *tile)
  * which the first may reach into the channels below, whose turn is yet to come, but not to where
  * their numbers wait. */
 #define CBN_SPREAD_(type)                                                                          \
-    CBN_APART_FROM_CALLER CBN_UNUSED static void cbn_spread_##type(type *columns, ptrdiff_t channels, ptrdiff_t run)     \
+    CBN_APART_FROM_CALLER CBN_UNUSED static void cbn_spread_##type(                                \
+        type *columns, ptrdiff_t channels, ptrdiff_t run)                                          \
     {                                                                                              \
         enum { LINE = CBN_LINE_BYTES / sizeof(type) };                                             \
         for (ptrdiff_t c = channels; c-- > 0;) {                                                   \
@@ -278,7 +281,8 @@ CBN_SPREAD_(double)
 /* Each channel's number becomes the sum of its columns: of many halves are added until few are left
  * for eight sums, which short runs are done with sooner (forward at 32 x 512 x 7 x 7 0.9 times as
  * long). */
-CBN_APART_FROM_CALLER CBN_UNUSED static void cbn_add_columns(double *columns, ptrdiff_t channels, ptrdiff_t run)
+CBN_APART_FROM_CALLER CBN_UNUSED static void cbn_add_columns(double *columns, ptrdiff_t channels,
+                                                             ptrdiff_t run)
 {
     enum { FEW = 64, SUMS = 8 };
     for (ptrdiff_t c = 0; c < channels; ++c) {

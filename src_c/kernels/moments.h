@@ -67,7 +67,8 @@ CBN_INLINE void CBN_NAME(moments_rows)(CBN_WORK *s, CBN_WORK *q, double *sum, do
     CBN_PARTS(tile, j, x.half != NULL, x.data,
               {
                   const cbn_input rows = CBN_NAME(widened)(x, cbn_least(tile.rows, 8), &tile, 13);
-                  CBN_NAME(moments_part)(s + j, q + j, sum + j, squares + j, first, last, anchor + j, rows, tile);
+                  CBN_NAME(moments_part)(s + j, q + j, sum + j, squares + j, first, last,
+                                         anchor + j, rows, tile);
                   CBN_SKIP(x, tile.cols)
               })}
 
@@ -75,7 +76,8 @@ CBN_INLINE void CBN_NAME(moments_block)(CBN_WORK *s, CBN_WORK *q, double *sum, d
                                         const CBN_ELEMENT *anchor, cbn_input x, cbn_tile tile)
 {
     int first = tile.rows > 8;
-    if (!first) { /* Eight rows or fewer start from zeros, which saves a copy of the loop for them. */
+    if (!first) { /* Eight rows or fewer start from zeros, which saves a copy of the loop for them.
+                   */
         memset(s, 0, (size_t)tile.cols * sizeof *s);
         memset(q, 0, (size_t)tile.cols * sizeof *q);
     }

@@ -17,10 +17,11 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+from strategies import layouts
 
 import cbn
-from strategies import layouts
 
 DTYPES = ["f2", "f4", "f8", ">f4", "<f8", "i1", "u8", "?", "c8", "c16", "O", "U3", "M8[s]", "V4"]
 ARGUMENT = re.compile(r"^[a-z_]\w*: |^Expected more than 1 value per channel")

@@ -1,6 +1,6 @@
 /* Computes the cases of a file with the C core alone: driver THREADS INPUT OUTPUT.
  *
- * tests/test_neon.py writes the input and has the order of everything. A case is four int64
+ * tests/kernels/test_neon.py writes the input and has the order of everything. A case is four int64
  * (dtype, outer, channels, inner), eps, six float64 vectors and three arrays. Prints the
  * ISA tier and whether there are threads.
  */

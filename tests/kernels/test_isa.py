@@ -1,0 +1,38 @@
+"""src_c/dispatch.c and src_c/isa: every required tier runs, and all give the same bytes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from tiers import cpu_tiers, required_tiers
+
+import cbn
+
+RUNTIME = cbn.show_runtime("dicts")["isa"]
+UNSUPPORTED = sorted({"avx2", "avx512", "neon"} - set(RUNTIME["supported"]))
+
+
+def test_the_tiers_found_are_those_of_the_cpu():
+    assert RUNTIME["supported"] == cpu_tiers()
+    assert set(required_tiers()) <= set(RUNTIME["supported"]) <= set(RUNTIME["built"])
+
+
+def test_the_tier_chosen_here():
+    assert RUNTIME["chosen"] == (os.environ.get("CBN_ISA") or RUNTIME["supported"][-1])
+
+
+def test_an_empty_variable_is_unset(run_python):
+    code = "import cbn; print(cbn.show_runtime('dicts')['isa']['chosen'])"
+    run = run_python("-c", code, CBN_ISA="")
+    assert run.stdout.split() == [RUNTIME["supported"][-1]], run.stderr
+
+
+@pytest.mark.parametrize("name", ["sse9", "AVX2", "avx2 ", "avx2,baseline", "0", *UNSUPPORTED])
+def test_a_tier_that_cannot_run_is_an_error(name, run_python):
+    run = run_python("-c", "import cbn", CBN_ISA=name)
+    assert run.returncode != 0
+    message = run.stderr.splitlines()[-1]
+    assert message.startswith("ValueError: CBN_ISA: expected one of ")
+    assert all(tier in message for tier in RUNTIME["supported"])
+    assert message.endswith(f"got {name!r}")
