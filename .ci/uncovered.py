@@ -4,6 +4,13 @@ of which a branch is never taken.
 `uncovered.py CYTHON_JSON GCOVR_JSON`, for .ci/coverage. Branches are those of src_c/*.c: a kernel's
 are copied into dozens of functions (dtypes, tiers, inlined constants), most of which can take only
 one side of them; .ci/mutate asks more of kernels than that.
+
+A reason stands beside the code, in a comment above it:
+
+    /* uncovered: it needs a CPU without AVX-512 */
+
+It serves for the next line and for those below it that are indented more than the comment. REASONS
+has what is true of any file.
 """
 
 from __future__ import annotations
@@ -17,15 +24,30 @@ LEAST_BRANCHES = 95  # per cent
 
 # (file, what the line looks like, why no test can run it)
 REASONS = [
-    (r"\.p(yx|xi)", r"raise MemoryError|Free\(resources\.scratch", "the system gives memory"),
-    (r"_core\.pyx", r"raise RuntimeError", "the library's own mistake"),
-    (r"\.p(yx|xi)", r"= cbn_c\.cbn_\w+\(|&resources\)$", "calls without the GIL are not traced"),
-    (r"_tensors\.pxi", r"^ {8}(if |    )", "what runs without the GIL is not traced"),
+    (r"\.p(yx|xi)", r"raise MemoryError", "the system gives memory"),
+    (r"\.p(yx|xi)", r"raise RuntimeError", "the library's own mistake"),
     (r"\.pxi", r'^(cdef|def|\w+ =) |^$|^    "', "declarations of an included file are not traced"),
-    (r"dispatch\.c", r"avx512(cd|bw)", "CPUs without AVX-512 stop before"),
-    (r"stream\.h", r"_mm512_stream", "needs AVX-512"),
-    (r"work\.c", r"after_fork_in_child", "runs in a child that ends without writing its counts"),
 ]
+MARK = re.compile(r"\s*(?:/\*|#) uncovered: (.+?)(?: \*/|$)")
+NOT_TRACED = re.compile(r"\s*with nogil:$")
+
+
+def width(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def marked(text: list[str]) -> dict[int, str]:
+    """The reasons that stand in the text, by line from 1."""
+    reasons = {}
+    for above, line in enumerate(text):
+        mark = MARK.match(line)
+        if not mark and not NOT_TRACED.match(line):
+            continue
+        for below in range(above + 1, len(text)):
+            if below > above + 1 and text[below].strip() and width(text[below]) <= width(line):
+                break
+            reasons[below + 1] = mark[1] if mark else "what runs without the GIL is not traced"
+    return reasons
 
 
 def reason(path: str, line: str) -> str | None:
@@ -59,11 +81,12 @@ def main() -> int:
     unexplained = 0
     for name, (total, missing) in sorted(lines.items()):
         text = Path(name).read_text(encoding="utf-8").splitlines()
+        beside = marked(text)
         taken, of = branches.get(name, (0, 0))
         share = f", {taken} of {of} branches" if of else ""
         print(f"{name}: {total - len(missing)} of {total} lines{share}")
         for number in missing:
-            why = reason(name, text[number - 1])
+            why = beside.get(number) or reason(name, text[number - 1])
             unexplained += why is None
             print(f"    {number}: {text[number - 1].strip()}  -- {why or 'NO TEST RUNS IT'}")
         if name in one_way:

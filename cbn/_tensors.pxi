@@ -111,6 +111,7 @@ def tensor_backward(dx, bytes dx_axes, dgamma, dbeta, dy, bytes dy_axes, x, byte
     acquire_some(&resources, &x_array, None, threads)
     # Both sums, and what inference_backward writes for invstd.
     cdef double *sums = <double *> PyMem_RawMalloc(3 * channels * sizeof(double))
+    # uncovered: the system gives memory
     if sums == NULL:
         PyMem_RawFree(resources.scratch)
         raise MemoryError(f"sums of {channels} channels")

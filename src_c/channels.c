@@ -119,6 +119,7 @@ void cbn_channels_double_backward(double *c_dy, double *c_ddx, double *c_xhat, d
         const int alive = n != 1;
         c_dy[j] = alive ? by_dy : 0;
         c_ddx[j] = alive ? by_ddx * share : 0;
+        /* same(0 -> 1): xhat of one value is 0 */
         c_xhat[j] = alive ? by_xhat * share : 0;
         c_one[j] = alive ? by_one * share : 0;
         g_gamma[j] = alive ? invstd[j] * e_ddx : 0;

@@ -356,6 +356,7 @@ static void run_thread(const team *m, int thread, int threads)
  * (GCC bug 60035). Whoever had them in the parent: a forked child runs serially. */
 static volatile int forked;
 
+/* uncovered: it runs in a child that ends without writing its counts */
 static void after_fork_in_child(void) { forked = 1; }
 
 CBN_AT_LOAD static void watch_forks(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }

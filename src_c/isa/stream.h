@@ -16,6 +16,7 @@
 CBN_INLINE void cbn_stream_line(void *to, const void *from)
 {
 #if defined(__AVX512F__)
+    /* uncovered: it needs AVX-512 */
     _mm512_stream_si512((__m512i *)to, _mm512_loadu_si512(from));
 #elif defined(__AVX2__)
     _mm256_stream_si256((__m256i *)to, _mm256_loadu_si256((const __m256i *)from));

@@ -18,6 +18,7 @@ CBN_INLINE void CBN_NAME(backward_dx_part)(const CBN_NAME(dx_work) * w, int n, i
     const CBN_WORK *const high = w->high, *const a = w->a, *const b = w->b;
     const CBN_WORK *const scale = w->scale;
     const CBN_WORK high0 = high[0], a0 = a[0], b0 = b[0], scale0 = scale[0];
+    /* same(3 lines, 4 -> 5, 5 -> 6, 6 -> 7): scratch serves one row */
     const CBN_ELEMENT *const x0 = CBN_ROW(x, 0, 4), *const x1 = CBN_ROW(x, n - 1, 4);
     const CBN_ELEMENT *const dy0 = CBN_ROW(dy, 0, 5), *const dy1 = CBN_ROW(dy, n - 1, 5);
     CBN_ELEMENT *const dx0 = CBN_OUT_ROW(dx, 0, 6), *const dx1 = CBN_OUT_ROW(dx, n - 1, 6);
@@ -53,6 +54,7 @@ CBN_INLINE void CBN_NAME(backward_dx_rows)(const CBN_NAME(dx_work) * w, int n, i
     CBN_PARTS(tile, j, half, dx.data, {
         const ptrdiff_t c = alone ? 0 : j;
         const CBN_NAME(dx_work) at = {w->high + c, w->a + c, w->b + c, w->scale + c};
+        /* same(3 lines, 13 -> 14, 16 -> 17, 19 -> 20): free scratch too */
         const cbn_input x_rows = CBN_NAME(widened)(x, n, &tile, 13);
         const cbn_input dy_rows = CBN_NAME(widened)(dy, n, &tile, 16);
         const cbn_output made = CBN_NAME(unmade)(dx, &tile, 19);
@@ -146,19 +148,22 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
         return;
     }
     const int two = !CBN_TUNED || !plain ? 0
-                    : most == 2          ? (size_t)tile.cols * sizeof(CBN_WORK) <= 2048
-                                         : most == 4 && (!tile.stream || cbn_rows_alike(dx.stride));
+                    /* same(2 lines): speed alone */
+                    : most == 2 ? (size_t)tile.cols * sizeof(CBN_WORK) <= 2048
+                                : most == 4 && (!tile.stream || cbn_rows_alike(dx.stride));
     const int stream = tile.stream && !CBN_HALVES;
     ptrdiff_t n;
     for (ptrdiff_t left = tile.rows; left > 0; left -= n) {
         n = two && left > 1 ? 2 : 1;
         if (stream && n == 2) {
+            /* same(3 lines, 0 -> 1, 1 -> 2): speed alone */
             CBN_NAME(backward_dx_rows)(&w, 2, 1, 0, dx, dy, x, tile);
         } else if (stream) {
             CBN_NAME(backward_dx_rows)(&w, 1, 1, 0, dx, dy, x, tile);
         } else if (n == 2) {
             CBN_NAME(backward_dx_rows)(&w, 2, 0, 0, dx, dy, x, tile);
         } else {
+            /* same(0 -> 1): speed alone */
             CBN_NAME(backward_dx_rows)(&w, 1, 0, 0, dx, dy, x, tile);
         }
         CBN_ADVANCE(dx, n)

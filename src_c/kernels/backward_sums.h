@@ -95,6 +95,7 @@ CBN_INLINE void CBN_NAME(backward_sums_part)(const CBN_NAME(sums_work) * w, int 
 CBN_INLINE void CBN_NAME(stream_dx)(const CBN_WORK *scale, cbn_output dx, cbn_input dy,
                                     cbn_tile tile)
 {
+    /* same(4 -> 5): a fifth row is widened and not read */
     for (ptrdiff_t r = 0; r < cbn_least(tile.rows, 4); ++r) {
         const CBN_ELEMENT *const g = CBN_ROW(dy, r, 22);
         CBN_ELEMENT *const row = CBN_OUT_ROW(dx, r, 9);
@@ -113,6 +114,7 @@ CBN_INLINE void CBN_NAME(backward_sums_rows)(const CBN_NAME(sums_work) * w, int 
                                              int with_dx, cbn_output dx, cbn_input dy, cbn_input x,
                                              cbn_tile tile)
 {
+    /* same(4 -> 5): a fifth row is widened and not read */
     const ptrdiff_t rows = cbn_least(tile.rows, 4);
     const int half = CBN_HALVES && (x.half != NULL || dy.half != NULL || dx.half != NULL);
     const int stream = with_dx == CBN_STREAM_DX;
@@ -159,6 +161,7 @@ CBN_INLINE void CBN_NAME(backward_sums_block)(const CBN_NAME(sums_work) * w, int
     }
     while (tile.rows > 4) {
         if (first) {
+            /* same(1 -> 2): any number but 0 is true */
             CBN_NAME(backward_sums_rows)(w, 1, 0, with_dx, dx, dy, x, tile);
         } else {
             CBN_NAME(backward_sums_rows)(w, 0, 0, with_dx, dx, dy, x, tile);
@@ -171,6 +174,7 @@ CBN_INLINE void CBN_NAME(backward_sums_block)(const CBN_NAME(sums_work) * w, int
         CBN_GATHER_FOUR(x, 13)
         CBN_GATHER_FOUR(dy, 22)
     }
+    /* same(1 -> 2): any number but 0 is true */
     CBN_NAME(backward_sums_rows)(w, 0, 1, with_dx, dx, dy, x, tile);
 }
 
@@ -281,6 +285,7 @@ static void CBN_NAME(backward_sums_run)(double *sum_dy, double *sum_dy_xhat, cbn
 CBN_INLINE int CBN_NAME(sum_extreme)(double sum)
 {
     const double size = fabs(sum);
+    /* same(100 -> 101, <= -> <, >= -> >): bits are kept there */
     return !((size >= 0x1p-100) & (size <= 0x1p126)) & (size != 0);
 }
 

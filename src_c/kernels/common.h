@@ -20,7 +20,7 @@
 #define CBN_COLUMNS(tile, j, ...) CBN_COLUMNS_OF(1, tile, j, __VA_ARGS__)
 #define CBN_COLUMNS_OF(by_lines, tile, j, ...)                                                     \
     {                                                                                              \
-        const ptrdiff_t first_line =                                                               \
+        const ptrdiff_t first_line = /* same(- -> +, 0 -> 1): speed alone */                       \
             CBN_HALVES || (tile).skew == 0 ? 0 : cbn_least(CBN_LINE - (tile).skew, (tile).cols);   \
         const ptrdiff_t rest = ((tile).cols - first_line) % CBN_LINE;                              \
         const ptrdiff_t step = (by_lines) ? CBN_LINE : (tile).cols - rest - first_line;            \
@@ -45,6 +45,7 @@ CBN_INLINE void *cbn_scratch(const cbn_tile *tile, int i)
 {
     char *const slot = (char *)tile->work + (size_t)i * tile->slot_bytes;
     const uintptr_t rows = (uintptr_t)tile->rows_data / sizeof(double) * sizeof(double);
+    /* same(1 -> 2): any place in a slot's 4 KiB */
     const uintptr_t wanted = rows + 448 * (uintptr_t)(i + 1);
 #ifdef CBN_CHECK_SCRATCH
     if ((size_t)tile->cols * sizeof(double) + 4095 > tile->slot_bytes) {
@@ -54,6 +55,7 @@ CBN_INLINE void *cbn_scratch(const cbn_tile *tile, int i)
     return slot + (wanted - (uintptr_t)slot) % 4096;
 }
 
+/* same(< -> <=): either of two equal numbers is the least */
 CBN_INLINE ptrdiff_t cbn_least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
 #define CBN_LEAST_ALIGNED 384
@@ -64,9 +66,10 @@ CBN_INLINE ptrdiff_t cbn_least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b;
 CBN_INLINE void cbn_tile_at(cbn_tile *tile, cbn_input rows, size_t itemsize)
 {
     tile->rows_data = rows.half != NULL
+                          /* same(% -> /): speed alone */
                           ? (char *)tile->work + (uintptr_t)rows.data % CBN_LINE_BYTES * 2
-                      : rows.access == NULL ? rows.data
-                                            : tile->work;
+                          : rows.access == NULL ? rows.data : tile->work;
+    /* same(4 lines, != -> ==, % -> /, 0 -> 1, < -> <=, || -> &&): speed alone */
     tile->skew = rows.half != NULL || rows.access != NULL || rows.stride % CBN_LINE_BYTES != 0 ||
                          tile->cols < CBN_LEAST_ALIGNED
                      ? 0
@@ -145,6 +148,7 @@ CBN_INLINE cbn_input cbn_input_row(cbn_input in, ptrdiff_t r, const cbn_tile *ti
     if (in.gathered) {
         return (cbn_input){.data = (const char *)cbn_scratch(tile, slot + (int)r)};
     }
+    /* same(0 -> 1): what has an access has no data */
     in.data += in.access == NULL ? r * in.stride : 0;
     in.position += r * in.stride;
     return in;
@@ -182,6 +186,7 @@ CBN_INLINE cbn_output cbn_output_row(cbn_output out, ptrdiff_t r, const cbn_tile
     if (CBN_APART(out)) {
         return (cbn_output){.data = cbn_scratch(tile, slot + (int)r)};
     }
+    /* same(0 -> 1): what has an access has no data */
     out.data += out.access == NULL ? r * out.stride : 0;
     out.position += r * out.stride;
     return out;
@@ -223,11 +228,13 @@ CBN_INLINE cbn_output cbn_output_row(cbn_output out, ptrdiff_t r, const cbn_tile
 CBN_INLINE int cbn_rows_at_once(const cbn_tile *tile, size_t itemsize)
 {
     const size_t bytes = (size_t)tile->cols * itemsize;
+    /* same(2 lines): how many rows at once is a matter of speed */
     const int narrow = (tile->run > 1 && tile->in_order) || bytes <= (tile->stream ? 2048 : 4096);
     return !narrow ? 4 : tile->in_order ? 1 : bytes <= 1024 ? 4 : 2;
 }
 
 /* Rows begin alike in their lines. */
+/* same(): speed alone */
 CBN_INLINE int cbn_rows_alike(ptrdiff_t stride) { return stride % CBN_LINE_BYTES == 0; }
 
 /* Rows that can be stored past the caches a part at a time: no line belongs to two. */
@@ -273,6 +280,7 @@ CBN_INLINE ptrdiff_t cbn_channels_of(const cbn_tile *tile)
 CBN_SPREAD_(float)
 CBN_SPREAD_(double)
 #define CBN_SPREAD(columns, tile)                                                                  \
+    /* same(> -> >=): columns of a run of one are the channels */                                  \
     if ((tile).run > 1) {                                                                          \
         _Generic((columns), float *: cbn_spread_float, double *: cbn_spread_double)(               \
             columns, cbn_channels_of(&(tile)), (tile).run);                                        \
@@ -310,6 +318,7 @@ CBN_APART_FROM_CALLER CBN_UNUSED static void cbn_add_columns(double *columns, pt
     }
 }
 #define CBN_ADD_COLUMNS(columns, tile)                                                             \
+    /* same(> -> >=): columns of a run of one are the channels */                                  \
     if ((tile).run > 1) {                                                                          \
         cbn_add_columns(columns, cbn_channels_of(&(tile)), (tile).run);                            \
     }
@@ -319,6 +328,7 @@ CBN_APART_FROM_CALLER CBN_UNUSED static void cbn_add_columns(double *columns, pt
  * element `at` of `to`. */
 #define CBN_STREAM_ROW(row, cols, j, at, to, ...)                                                  \
     {                                                                                              \
+        /* same(% -> /): speed alone */                                                            \
         const size_t broken = -(uintptr_t)(row) % CBN_LINE_BYTES / sizeof(CBN_ELEMENT);            \
         const ptrdiff_t head = cbn_least((ptrdiff_t)broken, cols);                                 \
         const ptrdiff_t tail = ((cols) - head) % CBN_LINE;                                         \
@@ -352,6 +362,7 @@ CBN_APART_FROM_CALLER CBN_UNUSED static void cbn_add_columns(double *columns, pt
 #define CBN_STREAM_ROWS(n, rows, cols, j, at, made, ...)                                           \
     {                                                                                              \
         CBN_ELEMENT made[4][CBN_BURST_BYTES / sizeof(CBN_ELEMENT)];                                \
+        /* same(0 -> 1): set before it is read */                                                  \
         for (ptrdiff_t from = 0, end = 0; from < (cols); from = end) {                             \
             const size_t into_line = (uintptr_t)((rows)[0] + from) % CBN_LINE_BYTES;               \
             const size_t burst = (CBN_BURST_BYTES - into_line) / sizeof(CBN_ELEMENT);              \
@@ -384,6 +395,7 @@ CBN_INLINE void cbn_two_sum(double *sum, double *low, double term)
 CBN_INLINE int cbn_extreme_factor(double factor)
 {
     const double size = fabs(factor);
+    /* same(120 -> 121, < -> <=, > -> >=): both ways serve at the threshold */
     return (size > 0x1p100) | ((size < 0x1p-120) & (size > 0));
 }
 
@@ -391,6 +403,7 @@ CBN_INLINE int cbn_extreme_factor(double factor)
 CBN_INLINE int cbn_extreme(const cbn_channels *channels, ptrdiff_t j, int with_xhat)
 {
     const double along_xhat = with_xhat ? channels->along_xhat[j] : 0;
+    /* same(> -> >=): both ways serve at the threshold */
     return (fabs(channels->mean[j]) > 0x1p102) | (fabs(channels->along_one[j]) > 0x1p100) |
            cbn_extreme_factor(channels->scale[j]) | cbn_extreme_factor(along_xhat) |
            cbn_extreme_factor(along_xhat * channels->invstd[j]);

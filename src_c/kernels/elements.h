@@ -27,10 +27,12 @@ CBN_INLINE uint64_t cbn_swap_64(uint64_t bits)
         if (stride == bits / 8) {                                                                  \
             memcpy(to, from, (size_t)n * sizeof *to);                                              \
         } else {                                                                                   \
+            /* same(< -> <=): sanitizers see the read past the end */                              \
             for (ptrdiff_t i = 0; i < n; ++i) {                                                    \
                 memcpy(&to[i], from + i * stride, sizeof *to);                                     \
             }                                                                                      \
         }                                                                                          \
+        /* same(< -> <=): sanitizers see the read past the end */                                  \
         for (ptrdiff_t i = 0; swapped && i < n; ++i) {                                             \
             to[i] = cbn_swap_##bits(to[i]);                                                        \
         }                                                                                          \
@@ -43,6 +45,7 @@ CBN_INLINE uint64_t cbn_swap_64(uint64_t bits)
             memcpy(to, from, (size_t)n * sizeof *from);                                            \
             return;                                                                                \
         }                                                                                          \
+        /* same(< -> <=): sanitizers see the read past the end */                                  \
         for (ptrdiff_t i = 0; i < n; ++i) {                                                        \
             const uint##bits##_t element = swapped ? cbn_swap_##bits(from[i]) : from[i];           \
             memcpy(to + i * stride, &element, sizeof element);                                     \
@@ -56,6 +59,7 @@ CBN_MOVE(f64, 64)
 CBN_UNUSED static void CBN_JOIN(widen, bf16, CBN_ISA)(float *to, const uint16_t *from, ptrdiff_t n)
 {
     CBN_SIMD
+    /* same(< -> <=): sanitizers see the read past the end */
     for (ptrdiff_t i = 0; i < n; ++i) {
         to[i] = cbn_from_bf16(from[i]);
     }
@@ -70,10 +74,12 @@ CBN_UNUSED static void CBN_JOIN(widen, bf16, CBN_ISA)(float *to, const uint16_t 
     {                                                                                              \
         float *const to = to_;                                                                     \
         uint16_t block[CBN_HALF_BLOCK];                                                            \
+        /* same(0 -> 1): both ways serve; the sanitizers see unaligned reads */                    \
         if (stride == sizeof *block && !swapped && (uintptr_t)from % sizeof *block == 0) {         \
             widen(to, (const uint16_t *)(const void *)from, n);                                    \
             return;                                                                                \
         }                                                                                          \
+        /* same(< -> <=): sanitizers see the read past the end */                                  \
         for (ptrdiff_t i = 0, m; i < n; i += m) {                                                  \
             m = cbn_least(n - i, CBN_HALF_BLOCK);                                                  \
             CBN_JOIN(load, bits16, CBN_ISA)(block, from + i * stride, stride, swapped, m);         \
@@ -85,10 +91,12 @@ CBN_UNUSED static void CBN_JOIN(widen, bf16, CBN_ISA)(float *to, const uint16_t 
     {                                                                                              \
         const float *const from = from_;                                                           \
         uint16_t block[CBN_HALF_BLOCK];                                                            \
+        /* same(0 -> 1): both ways serve; the sanitizers see unaligned reads */                    \
         if (stride == sizeof *block && !swapped && (uintptr_t)to % sizeof *block == 0) {           \
             narrow((uint16_t *)(void *)to, from, n);                                               \
             return;                                                                                \
         }                                                                                          \
+        /* same(< -> <=): sanitizers see the read past the end */                                  \
         for (ptrdiff_t i = 0, m; i < n; i += m) {                                                  \
             m = cbn_least(n - i, CBN_HALF_BLOCK);                                                  \
             narrow(block, from + i, m);                                                            \

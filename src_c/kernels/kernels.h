@@ -19,6 +19,7 @@
 #define CBN_BLOCK_ROWS 32
 
 /* Scratch arrays of a kernel, and with those for runs and rows that are not taken as they lie. */
+/* same(2 lines, 13 -> 14, 31 -> 32): more scratch than is used */
 #define CBN_PLAIN_WORK_ARRAYS 13
 #define CBN_KERNEL_WORK_ARRAYS 31
 #define CBN_GATHERED_ROWS 8

@@ -66,7 +66,9 @@ CBN_INLINE void CBN_NAME(moments_rows)(CBN_WORK *s, CBN_WORK *q, double *sum, do
                                        cbn_tile tile){
     CBN_PARTS(tile, j, x.half != NULL, x.data,
               {
+                  /* same(13 -> 14): free scratch too */
                   const cbn_input rows = CBN_NAME(widened)(x, cbn_least(tile.rows, 8), &tile, 13);
+                  /* same(+ -> -): the sums of a part may lie anywhere in scratch */
                   CBN_NAME(moments_part)(s + j, q + j, sum + j, squares + j, first, last,
                                          anchor + j, rows, tile);
                   CBN_SKIP(x, tile.cols)
@@ -83,6 +85,7 @@ CBN_INLINE void CBN_NAME(moments_block)(CBN_WORK *s, CBN_WORK *q, double *sum, d
     }
     while (tile.rows > 8) {
         if (first) {
+            /* same(1 -> 2): any number but 0 is true */
             CBN_NAME(moments_rows)(s, q, sum, squares, 1, 0, anchor, x, tile);
         } else {
             CBN_NAME(moments_rows)(s, q, sum, squares, 0, 0, anchor, x, tile);
@@ -91,6 +94,7 @@ CBN_INLINE void CBN_NAME(moments_block)(CBN_WORK *s, CBN_WORK *q, double *sum, d
         tile.rows -= 8;
         CBN_ADVANCE(x, 8)
     }
+    /* same(1 -> 2): any number but 0 is true */
     CBN_NAME(moments_rows)(s, q, sum, squares, 0, 1, anchor, x, tile);
 }
 
@@ -144,6 +148,7 @@ static void CBN_NAME(moments_first_anchor)(CBN_ELEMENT *anchor, CBN_WORK *s, CBN
     CBN_NAME(moments_blocks)(sum, squares, s, q, anchor, x, tile);
     const double inv_n = 1 / (double)tile.rows;
     CBN_SIMD
+    /* same(< -> <=): there is room for one more, which is not used */
     for (ptrdiff_t j = 0; j < tile.cols; ++j) {
         const CBN_WORK first = CBN_LOAD(anchor, j), mean = first + (CBN_WORK)(sum[j] * inv_n);
         const CBN_WORK near = mean - mean == 0 ? mean : first;
@@ -182,13 +187,17 @@ static int CBN_NAME(moments_untrusted_are_constant)(const double *squares, CBN_W
     for (ptrdiff_t r = 0; r < tile.rows; ++r) {
         const CBN_ELEMENT *const row = CBN_ROW(x, r, 13);
         CBN_SIMD
+        /* same(< -> <=): there is room for one more, which is not used */
         for (ptrdiff_t j = 0; j < tile.cols; ++j) {
             const CBN_WORK d = fabsf(CBN_LOAD(row, j) - CBN_LOAD(anchor, j));
+            /* same(> -> >=): either of two equal numbers is the largest */
             largest[j] = d > largest[j] ? d : largest[j];
         }
     }
     int bad = 0;
+    /* same(< -> <=): there is room for one more, which is not used */
     for (ptrdiff_t j = 0; j < tile.cols; ++j) {
+        /* same(0 -> 1): speed alone */
         bad |= !CBN_NAME(moments_trust)(squares[j / tile.run]) & (largest[j] != 0);
     }
     return !bad;
@@ -251,6 +260,7 @@ CBN_UNUSED static void CBN_NAME(moments)(double *base, double *offset, double *m
             CBN_NAME(moments_again)(sum, squares, anchor, segment, tile);
         }
 #endif
+        /* same(> -> >=): columns of a run of one are the channels */
         for (ptrdiff_t j = 1; tile.run > 1 && j < count; ++j) {
             anchor[j] = anchor[j * tile.run];
         }

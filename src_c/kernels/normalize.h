@@ -15,7 +15,10 @@ CBN_INLINE void CBN_NAME(normalize_part)(const CBN_NAME(normalize_work) * w, int
 {
     const CBN_WORK *const high = w->high, *const a = w->a, *const b = w->b;
     const CBN_WORK high0 = high[0], a0 = a[0], b0 = b[0];
+    /* same(4 lines, 3 -> 4, 4 -> 5): scratch serves one row */
+    /* same(3 lines, > -> >=): rows that are not there are others once more */
     const CBN_ELEMENT *const x0 = CBN_ROW(x, 0, 3), *const x1 = CBN_ROW(x, n > 1, 3);
+    /* same(3 lines, 2 -> 3): n is 1, 2 or 4 */
     const CBN_ELEMENT *const x2 = CBN_ROW(x, n > 2 ? 2 : 0, 3), *const x3 = CBN_ROW(x, n - 1, 3);
     CBN_ELEMENT *const y0 = CBN_OUT_ROW(y, 0, 4), *const y1 = CBN_OUT_ROW(y, n > 1, 4);
     CBN_ELEMENT *const y2 = CBN_OUT_ROW(y, n > 2 ? 2 : 0, 4), *const y3 = CBN_OUT_ROW(y, n - 1, 4);
@@ -24,9 +27,11 @@ CBN_INLINE void CBN_NAME(normalize_part)(const CBN_NAME(normalize_work) * w, int
         const CBN_WORK h = alone ? high0 : high[j];                                                \
         const CBN_WORK slope = alone ? a0 : a[j], plus = alone ? b0 : b[j];                        \
         CBN_STORE(to0, at, plus - (h - CBN_LOAD(x0, j)) * slope);                                  \
+        /* same(> -> >=): rows that are not there are others once more */                          \
         if (n > 1) {                                                                               \
             CBN_STORE(to1, at, plus - (h - CBN_LOAD(x1, j)) * slope);                              \
         }                                                                                          \
+        /* same(> -> >=): rows that are not there are others once more */                          \
         if (n > 2) {                                                                               \
             CBN_STORE(to2, at, plus - (h - CBN_LOAD(x2, j)) * slope);                              \
             CBN_STORE(to3, at, plus - (h - CBN_LOAD(x3, j)) * slope);                              \
@@ -51,6 +56,7 @@ CBN_INLINE void CBN_NAME(normalize_rows)(const CBN_NAME(normalize_work) * w, int
               {
                   const ptrdiff_t c = alone ? 0 : j;
                   const CBN_NAME(normalize_work) at = {w->high + c, w->a + c, w->b + c};
+                  /* same(2 lines, 13 -> 14, 17 -> 18): free scratch too */
                   const cbn_input rows = CBN_NAME(widened)(x, n, &tile, 13);
                   const cbn_output made = CBN_NAME(unmade)(y, &tile, 17);
                   CBN_NAME(normalize_part)(&at, n, stream, alone, made, rows, tile);
@@ -94,13 +100,16 @@ static void CBN_NAME(normalize_finished_row)(const CBN_NAME(normalize_work) * w,
                                              cbn_input x, cbn_tile tile, cbn_finish finish)
 {
     const cbn_input r = finish.residual, g = finish.gated;
+    /* same(!= -> ==): arrays of a half type are so together */
     const int half = x.half != NULL || y.half != NULL || r.half != NULL || g.half != NULL;
     CBN_PARTS(tile, j, half, y.data, {
         const CBN_NAME(normalize_work) at = {w->high + j, w->a + j, w->b + j};
         const cbn_input row = CBN_NAME(widened)(x, 1, &tile, 13);
+        /* same(3 lines, 1 -> 2): sanitizers see the read past the end */
         const cbn_finish with = {.residual = CBN_NAME(widened)(finish.residual, 1, &tile, 14),
                                  .relu = finish.relu,
                                  .gated = CBN_NAME(widened)(finish.gated, 1, &tile, 15)};
+        /* same(17 -> 18): free scratch too */
         const cbn_output made = CBN_NAME(unmade)(y, &tile, 17);
         CBN_NAME(normalize_finished_part)(&at, made, row, tile, &with);
         CBN_NAME(narrow)(y, made, 1, &tile);
@@ -197,12 +206,14 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
     }
     const int plain = x.access == NULL && y.access == NULL;
     const int most = CBN_TUNED && plain ? cbn_rows_at_once(&tile, sizeof(CBN_WORK)) : 1;
+    /* same(): speed alone */
     const int at_once = !tile.stream || (most == 4 && cbn_rows_alike(y.stride)) ? most : 1;
     const int stream = tile.stream && !CBN_HALVES;
     ptrdiff_t n;
     for (ptrdiff_t left = tile.rows; left > 0; left -= n) {
         n = left >= at_once ? at_once : 1;
         if (stream && n == 4) {
+            /* same(5 lines, 0 -> 1, 1 -> 2): speed alone */
             CBN_NAME(normalize_rows)(&w, 4, 1, 0, y, x, tile);
         } else if (stream) {
             CBN_NAME(normalize_rows)(&w, 1, 1, 0, y, x, tile);
@@ -211,6 +222,7 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
         } else if (n == 2) {
             CBN_NAME(normalize_rows)(&w, 2, 0, 0, y, x, tile);
         } else {
+            /* same(0 -> 1): speed alone */
             CBN_NAME(normalize_rows)(&w, 1, 0, 0, y, x, tile);
         }
         CBN_ADVANCE(x, n)

@@ -1,12 +1,14 @@
 /* Rows of half types are widened, and made, a part at a time that stays in the first-level cache:
  * at most CBN_PART columns of each, up to the end of a line. Other rows are one part. */
 #ifndef CBN_PART
+/* same(256 -> 257): a part may be of any size */
 #define CBN_PART 256
 #define CBN_PART_STRIDE ((ptrdiff_t)sizeof(float) * CBN_PART + CBN_LINE_BYTES)
 
 CBN_INLINE char *cbn_part_scratch(const cbn_tile *tile, int slot)
 {
     char *const scratch = cbn_scratch(tile, slot);
+    /* same(+ -> -): scratch may be used on both sides of its beginning */
     return scratch + -(uintptr_t)scratch % CBN_LINE_BYTES;
 }
 
