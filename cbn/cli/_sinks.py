@@ -54,23 +54,52 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+class _Signals:
+    """Whether a signal has to wait, and the one that waits."""
+
+    held = False
+    waiting: int | None = None
+
+
+def _end(number: int) -> NoReturn:
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as an exception does, which cleans up."""
+    """SIGINT, SIGTERM and SIGHUP end the command as an exception does, which cleans up."""
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not _Signals.held:
+            _end(number)
+        _Signals.waiting = number
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    numbers = [n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Signals wait until the end of the block. An exception that comes when concurrent.futures has
+    just taken a lock would leave it locked, and its threads would wait for ever."""
+    _Signals.held = True
+    try:
+        yield
+    finally:
+        _Signals.held = False
+        if (number := _Signals.waiting) is not None:
+            _Signals.waiting = None
+            _end(number)
 
 
 class Sink:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 import cbn
 from cbn.cli._options import CommandError
-from cbn.cli._sinks import Sink, replaced, sink_for, stoppable
+from cbn.cli._sinks import Sink, replaced, signals_held, sink_for, stoppable
 from cbn.cli._sources import Block, Npy, Source, opened
 
 # Pieces of the first pass are as large as arrays that the C core takes to be far from the caches,
@@ -346,17 +346,21 @@ def _in_order(
     function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
 ) -> Iterator[tuple[_Item, _Result]]:
     """The results of a few threads, no more than one of them waiting a thread."""
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque = deque()
-        try:
-            for item in items:
+    pool, pending = ThreadPoolExecutor(workers), deque()
+
+    def next_one() -> tuple[_Item, _Result]:
+        item, future = pending.popleft()
+        with signals_held():
+            return item, future.result()
+
+    try:
+        for item in items:
+            with signals_held():
                 pending.append((item, pool.submit(function, item)))
-                if len(pending) > workers:
-                    item, future = pending.popleft()
-                    yield item, future.result()
-            while pending:
-                item, future = pending.popleft()
-                yield item, future.result()
-        finally:
-            for _, future in pending:
-                future.cancel()
+            if len(pending) > workers:
+                yield next_one()
+        while pending:
+            yield next_one()
+    finally:
+        with signals_held():
+            pool.shutdown(cancel_futures=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
@@ -16,7 +17,7 @@ from cases import generator, same_bytes, slow_if, within
 from tolerances import y_bound
 
 import cbn
-from cbn.cli import main
+from cbn.cli import _sinks, main
 from cbn.cli._sources import pieces
 
 
@@ -384,18 +385,32 @@ def test_a_file_that_shrinks_meanwhile(run, monkeypatch):
 # Interruptions ------------------------------------------------------------------------------------
 
 
-def command(*argv, before=()):
-    # tests that run in the background ignore SIGINT, which a process would inherit
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+USUAL = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
+
+
+@contextlib.contextmanager
+def usual_signals():
+    """Tests in the background, or under nohup, ignore signals, and a process inherits that."""
+    inherited = {number: signal.signal(number, usual) for number, usual in USUAL.items()}
     try:
+        yield
+    finally:
+        for number, handler in inherited.items():
+            signal.signal(number, handler)
+
+
+def command(*argv, before=()):
+    with usual_signals():
         return subprocess.Popen(
             [*before, sys.executable, "-m", "cbn", "normalize", *argv],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
         )
-    finally:
-        signal.signal(signal.SIGINT, inherited)
 
 
 def test_a_full_disk(folder):
@@ -429,6 +444,30 @@ def test_space_is_reserved(folder, run, monkeypatch, number):
         refused(result, "cannot write 'y.npy': No space left on device")
     else:
         done(result)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_a_signal_waits_while_a_lock_may_be_taken(number, error):
+    reached = []
+    with usual_signals():
+        with pytest.raises(error), _sinks.stoppable():
+            with _sinks.signals_held():
+                os.kill(os.getpid(), number)
+                time.sleep(0.01)
+                reached.append("the end of the block")
+            reached.append("what comes after it")
+        assert signal.getsignal(number) is USUAL[number]
+    assert reached == ["the end of the block"]
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    with usual_signals():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with _sinks.stoppable():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 @pytest.mark.parametrize("old", slow_if(bool, [None, b"old"]))
