@@ -1,7 +1,8 @@
 """Prints the coverage of each file, the lines that no test runs, with the reason why, and the lines
 of which a branch is never taken.
 
-`uncovered.py CYTHON_JSON GCOVR_JSON`, for .ci/coverage. Branches are those of src_c/*.c: a kernel's
+`uncovered.py CYTHON_JSON GCOVR_JSON QUICK_CYTHON_JSON QUICK_GCOVR_JSON`, for .ci/coverage: of the
+whole run and of the one without slow tests. Branches are those of src_c/*.c: a kernel's
 are copied into dozens of functions (dtypes, tiers, inlined constants), most of which can take only
 one side of them; .ci/mutate asks more of kernels than that.
 
@@ -57,9 +58,10 @@ def reason(path: str, line: str) -> str | None:
     return None
 
 
-def main() -> int:
-    cython = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["files"]
-    c = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))["files"]
+def counted(cython_json: str, c_json: str) -> tuple[dict, dict, dict]:
+    """By file: the number of lines and those not run, branches taken and all, one-way lines."""
+    cython = json.loads(Path(cython_json).read_text(encoding="utf-8"))["files"]
+    c = json.loads(Path(c_json).read_text(encoding="utf-8"))["files"]
     lines = {
         name: (f["summary"]["num_statements"], f["missing_lines"]) for name, f in cython.items()
     }
@@ -77,7 +79,11 @@ def main() -> int:
                 if not all(taken):
                     one_way.setdefault(file["file"], []).append(str(number))
         lines[file["file"]] = (len(counts), [n for n, count in counts.items() if count == 0])
+    return lines, branches, one_way
 
+
+def main() -> int:
+    lines, branches, one_way = counted(*sys.argv[1:3])
     unexplained = 0
     for name, (total, missing) in sorted(lines.items()):
         text = Path(name).read_text(encoding="utf-8").splitlines()
@@ -91,6 +97,10 @@ def main() -> int:
             print(f"    {number}: {text[number - 1].strip()}  -- {why or 'NO TEST RUNS IT'}")
         if name in one_way:
             print(f"    a branch of {', '.join(one_way[name])} is never taken")
+    print("What only slow tests, other tiers or the harness run:")
+    for name, (_, missing) in sorted(counted(*sys.argv[3:5])[0].items()):
+        if more := sorted(set(missing) - set(lines.get(name, (0, ()))[1])):
+            print(f"    {name}: {len(more)} lines, {', '.join(map(str, more))}")
     taken, of = map(sum, zip(*branches.values(), strict=True))
     print(f"Lines without a reason: {unexplained}. Branches: {100 * taken / of:.1f} %")
     return 0 if unexplained == 0 and taken >= of * LEAST_BRANCHES / 100 else 1
