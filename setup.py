@@ -32,8 +32,6 @@ from pathlib import Path
 from pprint import pformat
 from sysconfig import get_platform
 
-import numpy
-from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
@@ -169,6 +167,7 @@ class BuildExt(build_ext):
             self.toolchain = MSVC
         else:
             self.toolchain = APPLE if sys.platform == "darwin" else GNU
+        self.known_flags = {}
         self.check_compiler()
         self.openmp = self.find_openmp()
         self.kept = Kept(os.environ.get("CBN_OBJECTS") or "build/objects")
@@ -194,12 +193,13 @@ class BuildExt(build_ext):
             for tier, tier_flags in reversed(self.isa_flags().items()):
                 submit(core, f"src_c/isa/{tier}.c", [*kernels, *tier_flags])
             submit(core, "src_c/isa/wide.c", kernels)
+            written = [(ext, sorted(Path(ext.c_folder).glob("*.c"))) for ext in self.extensions]
             # Cython runs here, in this thread, while the pool waits for the compiler.
             for ext in self.extensions:
                 own = [*self.toolchain["cython"], *checks]
                 submit(ext, self.generated(ext), own, ext=ext)
-            for ext in self.extensions:
-                for path in sorted(Path(ext.c_folder).glob("*.c")):
+            for ext, paths in written:
+                for path in paths:
                     macros = without_tiers() if path.name == "dispatch.c" else []
                     submit(ext, path.as_posix(), rest, macros=macros)
             for ext in self.extensions:
@@ -210,6 +210,8 @@ class BuildExt(build_ext):
 
     def generated(self, ext):
         """The C file that Cython makes of the extension's source."""
+        from Cython.Build import cythonize  # only a build needs it, and it takes time to import
+
         (source,) = ext.sources
         options = {"force": True, "quiet": True, "compiler_directives": DIRECTIVES}
         alone = Extension(ext.name, [source])
@@ -228,7 +230,8 @@ class BuildExt(build_ext):
         """The object made of a C source; `ext` is given for one that Cython has made."""
         folders, macros = ["src_c"], list(macros)
         if ext is not None:
-            folders, macros = [*ext.include_dirs, *self.include_dirs], ext.define_macros
+            folders = [*ext.include_dirs, numpy_include(), *self.include_dirs]
+            macros = ext.define_macros
             identity = [*identity, platform.python_version(), sys.abiflags, version("numpy")]
 
         def make(folder):
@@ -240,7 +243,9 @@ class BuildExt(build_ext):
             return make(self.build_temp)
         texts = sorted({path.read_bytes() for path in with_includes(source)})
         stem = Path(source).stem.partition("-")[0]
-        return self.kept.get(stem, ".o", [texts, flags, macros, identity], make)
+        return self.kept.get(
+            stem, self.compiler.obj_extension, [texts, flags, macros, identity], make
+        )
 
     def copy_extensions_to_source(self):
         super().copy_extensions_to_source()
@@ -250,11 +255,11 @@ class BuildExt(build_ext):
     def c_flags(self, part):
         """Flags of the sources of src_c: those of the tiers if `part` is "kernels", or "core"."""
         checks = self.check_flags()
-        flags = [*self.toolchain["c"], *self.known(part), *self.openmp["compile"], *checks]
+        openmp = self.openmp["compile"] if part == "core" else []  # kernels need `omp simd` alone
+        flags = [*self.toolchain["c"], *self.known(part), *openmp, *checks]
         if switched_on("CBN_WERROR"):
             # Checks take stack of their own.
-            werror = [f for f in self.toolchain["werror"] if not (checks and "stack" in f)]
-            flags += filter(self.knows, werror)
+            flags += [f for f in self.known("werror") if not (checks and "stack" in f)]
         return flags
 
     def check_flags(self):
@@ -297,11 +302,24 @@ class BuildExt(build_ext):
         return serial
 
     def known(self, part):
-        """Those flags of a part of src_c that the compiler knows."""
-        return list(filter(self.knows, self.toolchain[part]))
+        """Those flags of a part of the toolchain that the compiler knows."""
+        if part not in self.known_flags:
+            flags = self.toolchain[part]
+            known = flags if self.knows(flags) else [f for f in flags if self.knows([f])]
+            self.known_flags[part] = known
+        return self.known_flags[part]
 
-    def knows(self, flag):
-        return self.runs(PROBE_C, compile=[*self.toolchain["werror"][:1], flag])
+    def knows(self, flags):
+        """Whether a program compiles with these flags, and without a warning."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.c")
+            source.write_text(PROBE_C, encoding="utf-8")
+            flags = [*self.toolchain["werror"][:1], *flags]
+            try:
+                self.compiler.compile([str(source)], folder, extra_postargs=flags)
+            except CompileError:
+                return False
+            return True
 
     def runs(self, source, compile=(), link=()):
         """Whether the program compiles, links and exits with 0."""
@@ -395,6 +413,12 @@ def machine():
     return MACHINES.get(name, name)
 
 
+def numpy_include():
+    import numpy
+
+    return numpy.get_include()
+
+
 def usable_cpus():
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -458,7 +482,7 @@ def extension(name, source, c_folder):
 
 
 core = extension("cbn._core", "cbn/_core.pyx", "src_c")
-core.include_dirs += ["cbn/include", numpy.get_include()]
+core.include_dirs.append("cbn/include")
 core.define_macros.append(("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"))
 floor = extension("cbn._floor", "benchmarks/_floor.pyx", "benchmarks")
 
