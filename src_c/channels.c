@@ -60,6 +60,8 @@ int cbn_channels_scaled_statistics(double *mean, double *mean_low, double *var, 
                                    double eps, double (*value)(const void *x, ptrdiff_t row),
                                    const void *x, ptrdiff_t rows)
 {
+    /* same(0 -> 1): only values that float64 cannot square come here, and 1 is nothing beside them
+     */
     double sum = 0, low = 0, high, error;
     for (ptrdiff_t r = 0; r < rows; ++r) {
         const double element = value(x, r);

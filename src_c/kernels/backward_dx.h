@@ -130,6 +130,7 @@ static void CBN_NAME(backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, 
         w.scale[c] = (CBN_WORK)channels->scale[c];
     }
     const int apart = CBN_APART(x) || CBN_APART(dy) || CBN_APART(dx);
+    /* same(>= -> >): speed alone */
     if (CBN_TUNED && tile.run >= CBN_LONG_RUN_OF_DX && !apart) {
         CBN_NAME(backward_dx_by_runs)(&w, dx, dy, x, tile);
         return;

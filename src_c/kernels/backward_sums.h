@@ -301,6 +301,7 @@ static void CBN_NAME(backward_sums_again)(double *sum_dy, double *sum_dy_xhat, c
     const cbn_output none = {.data = NULL};
     cbn_channels rest = *channels;
     const ptrdiff_t count = cbn_channels_of(&tile);
+    /* same(0 -> 1): to look at every channel is a matter of speed */
     int any = 0;
     for (ptrdiff_t c = 0; c < count; ++c) {
         any |= CBN_NAME(sums_extreme)(sum_dy[c], sum_dy_xhat[c]);

@@ -194,6 +194,7 @@ CBN_INLINE cbn_output cbn_output_row(cbn_output out, ptrdiff_t r, const cbn_tile
 
 #define CBN_SCATTER(array, rows, slot)                                                             \
     if (CBN_APART(array)) {                                                                        \
+        /* same(1 -> 2): any number but 0 is true */                                               \
         CBN_MOVE_ROWS(array, rows, slot, 1)                                                        \
     }
 

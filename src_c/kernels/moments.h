@@ -260,7 +260,8 @@ CBN_UNUSED static void CBN_NAME(moments)(double *base, double *offset, double *m
             CBN_NAME(moments_again)(sum, squares, anchor, segment, tile);
         }
 #endif
-        /* same(> -> >=): columns of a run of one are the channels */
+        /* same(> -> >=, < -> <=): columns of a run of one are the channels; there is room for one
+         * more */
         for (ptrdiff_t j = 1; tile.run > 1 && j < count; ++j) {
             anchor[j] = anchor[j * tile.run];
         }

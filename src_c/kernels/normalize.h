@@ -153,6 +153,7 @@ static void CBN_NAME(normalize_by_runs)(const CBN_NAME(normalize_work) * w, cbn_
         for (ptrdiff_t c = 0; c < channels; ++c) {
             const CBN_NAME(normalize_work) of = {w->high + c, w->a + c, w->b + c};
             if (stream) {
+                /* same(1 -> 2): any number but 0 is true */
                 CBN_NAME(normalize_rows)(&of, 1, 1, 1, to, from, run);
             } else {
                 CBN_NAME(normalize_rows)(&of, 1, 0, 1, to, from, run);
@@ -182,6 +183,7 @@ static void CBN_NAME(normalize_run)(cbn_output y, cbn_input x, cbn_tile tile,
         memset(w.b, 0, (size_t)cbn_channels_of(&tile) * sizeof *w.b);
     }
     const int apart = CBN_APART(x) || CBN_APART(y);
+    /* same(>= -> >): speed alone */
     if (CBN_TUNED && tile.run >= CBN_LONG_RUN && finish == NULL && !apart) {
         CBN_NAME(normalize_by_runs)(&w, y, x, tile);
         return;
