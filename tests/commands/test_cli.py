@@ -202,6 +202,7 @@ def test_demo_batch_norm_trains_faster_and_draws_it(run, folder):
     assert 0.5 < white < 0.97
 
 
+@pytest.mark.slow
 def test_demo_s_answer_does_not_depend_on_the_threads(run, folder):
     for threads in ("1", "2"):
         argv = ("--steps", "30", "--threads", threads, "--plot", f"{threads}.png")
@@ -209,6 +210,7 @@ def test_demo_s_answer_does_not_depend_on_the_threads(run, folder):
     assert (folder / "1.png").read_bytes() == (folder / "2.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_demo_s_seed_changes_the_run(run, folder):
     for seed in ("0", "1"):
         assert run("demo", "--steps", "5", "--seed", seed, "--plot", f"{seed}.png")[0] == 0

@@ -52,6 +52,7 @@ def test_values(shape, axis, dtype, kind):
     reference.check_inference(b, axis, **chosen)
 
 
+@pytest.mark.slow
 @kinds
 @large
 def test_values_of_large_batches(shape, axis, dtype, kind):

@@ -67,6 +67,7 @@ def test_bytes_are_those_of_separate_calls(shape, axis, dtype, size):
     check_slices(Batch(shape, dtype, axis=axis), axis, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape, axis, size", LARGE, ids=str)
 def test_large_batches(shape, axis, size, dtype):
     b = Batch(shape, dtype, axis=axis)

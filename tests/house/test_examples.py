@@ -26,6 +26,7 @@ def test_linear_batchnorm(tmp_path):
     assert max(errors.values()) < 1e-5
 
 
+@pytest.mark.slow
 def test_jacobian(tmp_path):
     pytest.importorskip("matplotlib")
     out = run("jacobian.py", tmp_path, "--plot", "picture.png")

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from cases import slow_if
 
 import cbn
 from cbn._build_config import CONFIG
@@ -88,7 +89,7 @@ def test_the_interop_group_is_the_extras_of_the_bridges():
         assert set(extras[name]) <= set(group)
 
 
-@pytest.mark.parametrize("name", ["autograd", "jax", "sklearn"])
+@pytest.mark.parametrize("name", slow_if("jax".__ne__, ["autograd", "jax", "sklearn"]))
 def test_a_missing_package_names_the_extra(run_python, name):
     code = f"import sys; sys.modules[{name!r}] = None; import cbn.interop.{name}"
     run = run_python("-c", code)

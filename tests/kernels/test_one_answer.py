@@ -157,6 +157,7 @@ print(json.dumps([os.read(reading, 9).decode(), parent]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child(run_python):
     run = run_python("-W", "ignore", "-c", FORK)
