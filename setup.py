@@ -191,7 +191,8 @@ class BuildExt(build_ext):
                 objects[module.name].append(job)
 
             for tier, tier_flags in reversed(self.isa_flags().items()):
-                submit(core, f"src_c/isa/{tier}.c", [*kernels, *tier_flags])
+                for dtype in ("f32", "f64"):
+                    submit(core, f"src_c/isa/{tier}_{dtype}.c", [*kernels, *tier_flags])
             submit(core, "src_c/isa/wide.c", kernels)
             written = [(ext, sorted(Path(ext.c_folder).glob("*.c"))) for ext in self.extensions]
             # Cython runs here, in this thread, while the pool waits for the compiler.

@@ -7,7 +7,7 @@ Each turn clones the repository anew, with an empty virtual environment and no c
     clean      the clone as it is
     touched    again, after a new time stamp for cbn/_core.pyx
     cython     again, after an edit of cbn/_core.pyx
-    kernel     again, after an edit of src_c/kernels/normalize.h
+    kernel     again, after an edit of src_c/kernels/map.h
 
 The table has the median seconds, the share of BASE's time in the same run, and the size of the
 compiled module. Uncommitted changes of this folder are measured too.
@@ -29,7 +29,7 @@ EDITS = {
     "clean": None,
     "touched": ("cbn/_core.pyx", ""),
     "cython": ("cbn/_core.pyx", "\n\n# An edit.\n"),
-    "kernel": ("src_c/kernels/normalize.h", "\n/* An edit. */\n"),
+    "kernel": ("src_c/kernels/map.h", "\n/* An edit. */\n"),
 }
 
 

@@ -78,8 +78,8 @@ static void write_row(const cbn_access *access, const void *from_, ptrdiff_t pos
         }                                                                                          \
     }
 #define CBN_COPY_ELEMENTS(to_element, from_element, size)                                          \
-    if (size == 4 && rows == CBN_GATHERED_ROWS) {                                                  \
-        CBN_COPY_ROWS(uint32_t, CBN_GATHERED_ROWS, to_element, from_element)                       \
+    if (size == 4 && rows == CBN_GROUP_ROWS) {                                                     \
+        CBN_COPY_ROWS(uint32_t, CBN_GROUP_ROWS, to_element, from_element)                          \
     } else if (size == 4) {                                                                        \
         CBN_COPY_ROWS(uint32_t, rows, to_element, from_element)                                    \
     } else {                                                                                       \
@@ -88,32 +88,33 @@ static void write_row(const cbn_access *access, const void *from_, ptrdiff_t pos
 
 /* Pieces of all rows side by side, so that a line that several rows share is loaded once: forward
  * of Fortran-ordered 4096 x 512 took 10 times as long by one row after the other. */
-static void move_rows(const cbn_access *access, void *const *made, ptrdiff_t rows,
-                      ptrdiff_t position, ptrdiff_t step, ptrdiff_t column, ptrdiff_t cols, int out)
+static void move_rows(const cbn_access *access, void *const *copies, ptrdiff_t rows,
+                      ptrdiff_t position, ptrdiff_t step, ptrdiff_t column, ptrdiff_t cols,
+                      int scatter)
 {
     const cbn_array_access *const a = (const cbn_array_access *)(const void *)access;
     const ptrdiff_t size = (ptrdiff_t)a->kernels->itemsize;
-    char *there[CBN_GATHERED_ROWS], *here[CBN_GATHERED_ROWS];
+    char *there[CBN_GROUP_ROWS], *here[CBN_GROUP_ROWS];
     ptrdiff_t length;
     for (ptrdiff_t done = 0; done < cols; done += length) {
-        ptrdiff_t apart = 0;
+        ptrdiff_t stride = 0;
         length = cols - done;
         for (ptrdiff_t r = 0; r < rows; ++r) {
             const piece p = piece_at(a, position + r * step, column + done, cols - done);
             there[r] = p.data;
-            here[r] = (char *)made[r] + done * size;
+            here[r] = (char *)copies[r] + done * size;
             length = least(length, p.length);
-            apart = p.step;
+            stride = p.step;
         }
-        if (out) {
-            CBN_COPY_ELEMENTS(there[r] + k * apart, here[r] + k * size, size)
+        if (scatter) {
+            CBN_COPY_ELEMENTS(there[r] + k * stride, here[r] + k * size, size)
         } else {
-            CBN_COPY_ELEMENTS(here[r] + k * size, there[r] + k * apart, size)
+            CBN_COPY_ELEMENTS(here[r] + k * size, there[r] + k * stride, size)
         }
     }
 }
 
-static int is_apart(const cbn_array *array, const cbn_kernels *kernels, ptrdiff_t run)
+static int is_scattered(const cbn_array *array, const cbn_kernels *kernels, ptrdiff_t run)
 {
     const ptrdiff_t step = run > 1 ? array->strides[array->dims - 1] : array->channel_stride;
     return cbn_is_native(array, kernels->itemsize) && kernels->element == kernels->itemsize &&
@@ -137,7 +138,7 @@ cbn_array_access cbn_access_to(const cbn_array *array, const cbn_kernels *kernel
 {
     const ptrdiff_t itemsize = (ptrdiff_t)kernels->itemsize;
     return (cbn_array_access){
-        .access = {locate, read_row, write_row, is_apart(array, kernels, run), move_rows},
+        .access = {locate, read_row, write_row, is_scattered(array, kernels, run), move_rows},
         .array = array,
         .kernels = kernels,
         .positions = positions,

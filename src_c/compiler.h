@@ -25,26 +25,26 @@
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #define CBN_INLINE static __forceinline
-#define CBN_APART_FROM_CALLER __declspec(noinline)
+#define CBN_NOINLINE __declspec(noinline)
 #define CBN_UNUSED
 #define CBN_SIMD __pragma(loop(ivdep))
 #pragma fp_contract(off)
 #else
 #define CBN_INLINE static inline __attribute__((always_inline))
-/* A function whose registers shall not be its caller's. */
-#define CBN_APART_FROM_CALLER __attribute__((noinline))
+/* A function that is called: its registers are not the caller's. */
+#define CBN_NOINLINE __attribute__((noinline))
 #define CBN_UNUSED __attribute__((unused))
 /* Called when the library is loaded. */
 #define CBN_AT_LOAD __attribute__((constructor))
 /* No iteration depends on another one: true of every kernel loop, also when the output is an
    input, since then each iteration reads its element before it writes it. */
 #define CBN_SIMD _Pragma("omp simd")
-#define CBN_SIMD_SHORT _Pragma("omp simd simdlen(CBN_LINE / 2)")
+#define CBN_SIMD_SHORT _Pragma("omp simd simdlen(LINE / 2)")
 #endif
 
 #define CBN_LINE_BYTES 64 /* of a cache line */
 
-#define CBN_JOIN_(a, b, c) a##_##b##_##c
-#define CBN_JOIN(a, b, c) CBN_JOIN_(a, b, c)
+#define CBN_JOIN_(a, b) a##_##b
+#define CBN_JOIN(a, b) CBN_JOIN_(a, b)
 
 #endif

@@ -59,22 +59,35 @@ CBN_UNUSED static int cpu_has_avx512(void)
 
 CBN_UNUSED static int always(void) { return 1; }
 
-/* Slowest first. A build for development may leave some out (CBN_TIERS in setup.py). */
-static const struct {
-    const cbn_tier *tier;
+typedef struct tier {
+    const char *name;
     int (*supported)(void);
-} tiers[] = {
+    const cbn_kernels *kernels[CBN_DTYPE_COUNT];
+} tier;
+
+#define CBN_TIER(name_, supported_)                                                                \
+    {                                                                                              \
+        .name = #name_,                                                                            \
+        .supported = supported_,                                                                   \
+        .kernels = {[CBN_FLOAT32] = &cbn_float32_##name_,                                          \
+                    [CBN_FLOAT64] = &cbn_float64_##name_,                                          \
+                    [CBN_FLOAT16] = &cbn_float16_##name_,                                          \
+                    [CBN_BFLOAT16] = &cbn_bfloat16_##name_},                                       \
+    }
+
+/* Slowest first. A build for development may leave some out (CBN_TIERS in setup.py). */
+static const tier tiers[] = {
 #ifndef CBN_WITHOUT_BASELINE
-    {&cbn_tier_baseline, always},
+    CBN_TIER(baseline, always),
 #endif
 #if CBN_X86_64 && !defined(CBN_WITHOUT_AVX2)
-    {&cbn_tier_avx2, cpu_has_avx2},
+    CBN_TIER(avx2, cpu_has_avx2),
 #endif
 #if CBN_X86_64 && !defined(CBN_WITHOUT_AVX512)
-    {&cbn_tier_avx512, cpu_has_avx512},
+    CBN_TIER(avx512, cpu_has_avx512),
 #endif
 #if CBN_AARCH64 && !defined(CBN_WITHOUT_NEON)
-    {&cbn_tier_neon, always},
+    CBN_TIER(neon, always),
 #endif
 };
 
@@ -82,20 +95,17 @@ enum { TIERS = sizeof tiers / sizeof tiers[0] };
 
 static const char *const known_names[] = {"baseline", "avx2", "avx512", "neon"};
 
-static const cbn_tier *chosen;
+static const tier *chosen;
 
-const char *cbn_isa_name(int tier)
-{
-    return tier >= 0 && tier < TIERS ? tiers[tier].tier->name : NULL;
-}
+const char *cbn_isa_name(int i) { return i >= 0 && i < TIERS ? tiers[i].name : NULL; }
 
-int cbn_isa_supported(int tier) { return tier >= 0 && tier < TIERS && tiers[tier].supported(); }
+int cbn_isa_supported(int i) { return i >= 0 && i < TIERS && tiers[i].supported(); }
 
 static cbn_status choose_by_name(const char *name)
 {
     for (int i = 0; i < TIERS; ++i) {
-        if (strcmp(name, tiers[i].tier->name) == 0 && tiers[i].supported()) {
-            chosen = tiers[i].tier;
+        if (strcmp(name, tiers[i].name) == 0 && tiers[i].supported()) {
+            chosen = &tiers[i];
             return CBN_OK;
         }
     }
@@ -115,7 +125,7 @@ cbn_status cbn_isa_choose(void)
     }
     for (int i = 0; i < TIERS; ++i) {
         if (tiers[i].supported()) {
-            chosen = tiers[i].tier;
+            chosen = &tiers[i];
         }
     }
     return chosen == NULL ? CBN_ERROR_ISA_UNSUPPORTED : CBN_OK;
@@ -125,5 +135,5 @@ const char *cbn_isa_chosen(void) { return chosen == NULL ? NULL : chosen->name; 
 
 const cbn_kernels *cbn_dispatch(cbn_dtype dtype)
 {
-    return chosen == NULL ? NULL : &chosen->kernels[dtype];
+    return chosen == NULL ? NULL : chosen->kernels[dtype];
 }

@@ -11,7 +11,7 @@
 /* Bytes of all arrays from which on rows are read in order, and stores go past the caches. Neither
  * changes a result. */
 #define IN_ORDER_BYTES (16 << 20)
-#define STREAM_BYTES (24 << 20)
+#define FAR_BYTES (24 << 20)
 
 static int is_left_over(const operation *op, cbn_place at) { return at.chunk == op->work.chunks; }
 
@@ -63,10 +63,11 @@ static void piece_of_runs(const operation *op, cbn_place at, int map, cbn_piece 
 
 int next_piece(const operation *op, cbn_place at, int map, cbn_piece *piece)
 {
-    piece->tile = (cbn_tile){.work = at.work,
+    piece->tile = (cbn_tile){.scratch = at.work,
                              .slot_bytes = op->work.slot_bytes,
+                             .slots = op->work.slots,
                              .in_order = op->in_order,
-                             .stream = op->stream};
+                             .stores = op->stores};
     const ptrdiff_t group = op->work.group;
     const ptrdiff_t parts = op->work.run == 1 ? 1 : 2 * ((at.columns + group - 1) / group);
     while (piece->parts < parts) {
@@ -84,38 +85,32 @@ int next_piece(const operation *op, cbn_place at, int map, cbn_piece *piece)
 }
 
 /* Also of an operand that there is not. */
-cbn_output output_of(const operation *op, int which, const cbn_piece *piece)
+cbn_rows rows_of(const operation *op, int which, const cbn_piece *piece)
 {
     const cbn_array *const array = op->operands[which];
     if (array == NULL) {
-        return (cbn_output){.data = NULL};
+        return (cbn_rows){.data = NULL};
     }
     const cbn_array_access *const a = op->plain ? NULL : &op->accesses[which];
     if (a != NULL && op->work.run > 1 && a->dense && a->native && array->dims == 2) {
         const ptrdiff_t stride = array->strides[0], image = piece->position / op->work.run;
         const ptrdiff_t column = piece->column * (ptrdiff_t)op->kernels->itemsize;
-        return (cbn_output){.data = (char *)array->data + image * stride + column,
-                            .stride = stride,
-                            .half = op->half};
+        return (cbn_rows){.data = (char *)array->data + image * stride + column,
+                          .stride = stride,
+                          .half = op->half};
     }
     if (a != NULL) {
-        return (cbn_output){.access = &a->access,
-                            .stride = piece->step,
-                            .position = piece->position,
-                            .channel = piece->column};
+        return (cbn_rows){.access = &a->access,
+                          .stride = piece->step,
+                          .position = piece->position,
+                          .column = piece->column};
     }
     const ptrdiff_t channels = op->work.channels, stride = array->strides[0];
     const ptrdiff_t row = piece->position + piece->column / channels;
     const ptrdiff_t column = piece->column % channels * (ptrdiff_t)op->kernels->itemsize;
-    return (cbn_output){.data = (char *)array->data + row * stride + column,
-                        .stride = stride * piece->step,
-                        .half = op->half};
-}
-
-cbn_input input_of(const operation *op, int which, const cbn_piece *piece)
-{
-    const cbn_output o = output_of(op, which, piece);
-    return (cbn_input){o.data, o.stride, o.half, o.access, o.position, o.channel, 0};
+    return (cbn_rows){.data = (char *)array->data + row * stride + column,
+                      .stride = stride * piece->step,
+                      .half = op->half};
 }
 
 double value_of_x(const operation *op, ptrdiff_t position, ptrdiff_t channel)
@@ -367,7 +362,7 @@ cbn_status operation_run(operation *op, const cbn_steps *steps, int plain,
     }
     const double bytes = memory_of(op, rows);
     op->in_order = bytes >= IN_ORDER_BYTES;
-    op->stream = bytes >= STREAM_BYTES;
+    op->stores = bytes >= FAR_BYTES ? CBN_PAST_CACHES : CBN_ORDINARY;
     op->work.scratch =
         (char *)resources->scratch + (size_t)(-(uintptr_t)resources->scratch % CBN_LINE_BYTES);
     op->partial = (double *)(void *)(op->work.scratch + cbn_work_scratch(&op->work));

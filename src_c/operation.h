@@ -29,7 +29,8 @@ typedef struct operation {
     double eps;
     int relu;
     int partials;
-    int in_order, stream; /* as in cbn_tile */
+    int in_order; /* as in cbn_tile */
+    cbn_stores stores;
     double *partial;      /* chunks, and one for what is left over, x partials x columns */
     double *coefficients; /* one of the enums above x columns */
 } operation;
@@ -47,8 +48,8 @@ typedef struct cbn_piece {
  * reduction a column. Returned: 0 after the last one. */
 int next_piece(const operation *op, cbn_place at, int map, cbn_piece *piece);
 
-cbn_input input_of(const operation *op, int operand, const cbn_piece *piece);
-cbn_output output_of(const operation *op, int operand, const cbn_piece *piece);
+/* The rows of an operand in a piece. */
+cbn_rows rows_of(const operation *op, int operand, const cbn_piece *piece);
 
 double *partial_at(const operation *op, ptrdiff_t chunk, int k, cbn_place at);
 double *coefficient(const operation *op, int k, cbn_place at);

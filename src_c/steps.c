@@ -17,7 +17,7 @@ static void scale(const operation *op, cbn_place at)
 
 static void moments_piece(const operation *op, const cbn_piece *piece, double *const results[])
 {
-    op->kernels->moments(results[0], results[1], results[2], input_of(op, X, piece), piece->tile);
+    op->kernels->moments(results[0], results[1], results[2], rows_of(op, X, piece), piece->tile);
 }
 
 static void moments_tile(const void *operation_, cbn_place at)
@@ -105,12 +105,10 @@ static cbn_channels normalize_channels(const operation *op, const cbn_piece *pie
 static void normalize_tile(const void *operation_, cbn_place at)
 {
     const operation *const op = operation_;
-    const int plain_map = op->operands[RESIDUAL] == NULL && !op->relu;
     for (cbn_piece piece = {.parts = 0}; next_piece(op, at, 1, &piece);) {
         const cbn_channels channels = normalize_channels(op, &piece);
-        const cbn_finish finish = {.residual = input_of(op, RESIDUAL, &piece), .relu = op->relu};
-        op->kernels->normalize(output_of(op, OUT, &piece), input_of(op, X, &piece), piece.tile,
-                               &channels, plain_map ? NULL : &finish);
+        op->kernels->normalize(rows_of(op, OUT, &piece), rows_of(op, X, &piece),
+                               rows_of(op, RESIDUAL, &piece), op->relu, piece.tile, &channels);
     }
 }
 
@@ -124,8 +122,8 @@ static void sums_start(const void *operation_, cbn_place at)
 static void sums_piece(const operation *op, const cbn_piece *piece, double *const results[])
 {
     cbn_channels channels = channels_at(op, piece->at);
-    op->kernels->backward_sums(results[0], results[1], (cbn_output){.data = NULL},
-                               input_of(op, DY, piece), input_of(op, X, piece), piece->tile,
+    op->kernels->backward_sums(results[0], results[1], (cbn_rows){.data = NULL},
+                               rows_of(op, DY, piece), rows_of(op, X, piece), piece->tile,
                                &channels);
 }
 
@@ -202,8 +200,8 @@ static void dx_tile(const void *operation_, cbn_place at)
     const operation *const op = operation_;
     for (cbn_piece piece = {.parts = 0}; next_piece(op, at, 1, &piece);) {
         const cbn_channels channels = jacobian_channels(op, &piece);
-        op->kernels->backward_dx(output_of(op, OUT, &piece), input_of(op, DY, &piece),
-                                 input_of(op, X, &piece), piece.tile, &channels);
+        op->kernels->backward_dx(rows_of(op, OUT, &piece), rows_of(op, DY, &piece),
+                                 rows_of(op, X, &piece), piece.tile, &channels);
     }
 }
 
@@ -219,12 +217,10 @@ static void gated_tile(const void *operation_, cbn_place at)
     const operation *const op = operation_;
     for (cbn_piece piece = {.parts = 0}; next_piece(op, at, 1, &piece);) {
         const cbn_channels channels = normalize_channels(op, &piece);
-        const cbn_finish finish = {.residual = input_of(op, RESIDUAL, &piece),
-                                   .relu = op->relu,
-                                   .gated = input_of(op, GATED, &piece)};
-        piece.tile.stream = 0;
-        op->kernels->normalize(output_of(op, DY, &piece), input_of(op, X, &piece), piece.tile,
-                               &channels, &finish);
+        const cbn_rows residual = rows_of(op, RESIDUAL, &piece);
+        piece.tile.stores = CBN_ORDINARY;
+        op->kernels->relu_backward(rows_of(op, DY, &piece), rows_of(op, GATED, &piece),
+                                   rows_of(op, X, &piece), residual, piece.tile, &channels);
     }
     reduce_place(op, at, sums_piece);
 }
@@ -258,18 +254,18 @@ static int apart(const operation *op)
 {
     const ptrdiff_t stride = op->operands[OUT]->strides[0] * op->work.lanes;
     const int streamed = op->plain && op->half == NULL && stride % CBN_LINE_BYTES == 0;
-    return in_place(op) || (op->stream && !streamed);
+    return in_place(op) || (op->stores == CBN_PAST_CACHES && !streamed);
 }
 
 /* (42): dx = dy * scale, along with the sums. */
 static void inference_backward_piece(const operation *op, const cbn_piece *piece,
                                      double *const results[])
 {
-    const cbn_output none = {.data = NULL};
+    const cbn_rows none = {.data = NULL};
     cbn_channels channels = channels_at(op, piece->at);
     channels.scale = coefficient(op, SCALE, piece->at);
-    op->kernels->backward_sums(results[0], results[1], apart(op) ? none : output_of(op, OUT, piece),
-                               input_of(op, DY, piece), input_of(op, X, piece), piece->tile,
+    op->kernels->backward_sums(results[0], results[1], apart(op) ? none : rows_of(op, OUT, piece),
+                               rows_of(op, DY, piece), rows_of(op, X, piece), piece->tile,
                                &channels);
 }
 
@@ -280,9 +276,8 @@ static void inference_backward_tile(const void *operation_, cbn_place at)
     for (cbn_piece piece = {.parts = 0}; apart(op) && next_piece(op, at, 1, &piece);) {
         cbn_channels channels = channels_at(op, piece.at);
         channels.scale = coefficient(op, SCALE, piece.at);
-        channels.uncentred = 1;
-        op->kernels->normalize(output_of(op, OUT, &piece), input_of(op, DY, &piece), piece.tile,
-                               &channels, NULL);
+        op->kernels->scale(rows_of(op, OUT, &piece), rows_of(op, DY, &piece), piece.tile,
+                           &channels);
     }
 }
 
@@ -315,9 +310,9 @@ static void double_piece(const operation *op, const cbn_piece *piece, double *co
 {
     const cbn_channels channels = channels_at(op, piece->at);
     const cbn_channels identity = identity_channels(op, piece->at);
-    const cbn_input x = input_of(op, X, piece), dy = input_of(op, DY, piece);
-    const cbn_input ddx = input_of(op, DDX, piece);
-    const cbn_output none = {.data = NULL};
+    const cbn_rows x = rows_of(op, X, piece), dy = rows_of(op, DY, piece);
+    const cbn_rows ddx = rows_of(op, DDX, piece);
+    const cbn_rows none = {.data = NULL};
     op->kernels->backward_sums(sums[0], sums[1], none, dy, x, piece->tile, &channels);
     op->kernels->backward_sums(sums[2], sums[3], none, ddx, x, piece->tile, &channels);
     op->kernels->backward_sums(sums[4], sums[5], none, dy, ddx, piece->tile, &identity);
@@ -358,15 +353,15 @@ static void double_map(const void *operation_, cbn_place at)
     to_g_x.along_xhat = coefficient(op, C_XHAT, at);
     to_g_x.along_one = coefficient(op, C_ONE, at);
     add_dy.scale = coefficient(op, C_DY, at);
-    cbn_input x = input_of(op, X, &piece), dy = input_of(op, DY, &piece);
-    cbn_input ddx = input_of(op, DDX, &piece);
-    cbn_output g_x = output_of(op, OUT, &piece), g_dy = output_of(op, G_DY, &piece);
+    cbn_rows x = rows_of(op, X, &piece), dy = rows_of(op, DY, &piece);
+    cbn_rows ddx = rows_of(op, DDX, &piece);
+    cbn_rows g_x = rows_of(op, OUT, &piece), g_dy = rows_of(op, G_DY, &piece);
     cbn_tile tile = piece.tile;
-    tile.stream = 0;
+    tile.stores = CBN_ORDINARY;
     for (ptrdiff_t left = tile.rows; left > 0; left -= CBN_BLOCK_ROWS) {
         tile.rows = left < CBN_BLOCK_ROWS ? left : CBN_BLOCK_ROWS;
         op->kernels->backward_dx(g_x, ddx, x, tile, &to_g_x);
-        op->kernels->backward_dx(g_x, dy, (cbn_input){.data = g_x.data, .stride = g_x.stride}, tile,
+        op->kernels->backward_dx(g_x, dy, (cbn_rows){.data = g_x.data, .stride = g_x.stride}, tile,
                                  &add_dy);
         op->kernels->backward_dx(g_dy, ddx, x, tile, &to_g_dy);
         x.data += tile.rows * x.stride;

@@ -186,7 +186,7 @@ cbn_work cbn_work_split(ptrdiff_t rows, ptrdiff_t channels, ptrdiff_t inner, int
 {
     cbn_work w = {.rows = rows, .channels = channels};
     w.threads = useful_threads(rows, channels, threads);
-    w.arrays = plain ? CBN_PLAIN_WORK_ARRAYS : CBN_KERNEL_WORK_ARRAYS;
+    w.slots = plain ? CBN_DIRECT_SLOTS : CBN_SLOTS;
     if (inner > 1 && rows >= (rows > inner ? MIN_POSITIONS : MIN_POSITIONS_OF_ONE)) {
         split_runs(&w, inner);
     } else {
@@ -204,7 +204,7 @@ void cbn_work_separate_lanes(cbn_work *work) { set_strips(work, work->channels);
 
 size_t cbn_work_scratch(const cbn_work *work)
 {
-    return (size_t)work->threads * (size_t)work->arrays * work->slot_bytes;
+    return (size_t)work->threads * (size_t)work->slots * work->slot_bytes;
 }
 
 ptrdiff_t cbn_work_chunk_end(const cbn_work *work, ptrdiff_t chunk)
@@ -227,7 +227,7 @@ typedef struct team {
 
 static void *work_of(const cbn_work *w, int thread)
 {
-    return w->scratch + (size_t)thread * (size_t)w->arrays * w->slot_bytes;
+    return w->scratch + (size_t)thread * (size_t)w->slots * w->slot_bytes;
 }
 
 static cbn_place place_of(const cbn_work *w, ptrdiff_t chunk, ptrdiff_t strip, int thread)

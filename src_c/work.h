@@ -34,7 +34,7 @@ typedef struct cbn_work {
     ptrdiff_t strip, strips, lead; /* the first strip is `lead` columns shorter */
     int by_rows;                   /* threads share the chunks; otherwise each has whole strips */
     int threads;
-    int arrays;        /* of scratch a thread */
+    int slots;         /* of scratch a thread */
     size_t slot_bytes; /* of one of them */
     char *scratch;     /* cbn_work_scratch() bytes, at a line */
 } cbn_work;

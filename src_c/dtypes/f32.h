@@ -1,10 +1,6 @@
-/* float32 elements, float32 arithmetic; channels that float32 cannot hold go to the wide twin. */
-#define CBN_DTYPE f32
-#define CBN_ELEMENT float
-#define CBN_WORK float
-#define CBN_KEEP_LOW 0
+/* float32 in memory and in arithmetic. Channels that float32 cannot hold go to the wide kernels. */
 #define CBN_TUNED 1
-#define CBN_HALVES 0
-#define CBN_LOAD(row, j) ((row)[j])
-#define CBN_STORE(row, j, value) ((row)[j] = (value))
-#define CBN_WIDE(verb) cbn_wide.verb
+
+typedef float element;
+typedef float work;
+enum { KEEPS_ERRORS = 0, HAS_WIDE = 1 };

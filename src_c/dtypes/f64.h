@@ -1,9 +1,6 @@
-/* float64 elements, float64 arithmetic. */
-#define CBN_DTYPE f64
-#define CBN_ELEMENT double
-#define CBN_WORK double
-#define CBN_KEEP_LOW 1
+/* float64 in memory and in arithmetic. Sums keep their rounding errors. */
 #define CBN_TUNED 1
-#define CBN_HALVES 0
-#define CBN_LOAD(row, j) ((row)[j])
-#define CBN_STORE(row, j, value) ((row)[j] = (value))
+
+typedef double element;
+typedef double work;
+enum { KEEPS_ERRORS = 1, HAS_WIDE = 0 };

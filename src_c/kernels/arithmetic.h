@@ -5,13 +5,12 @@
 #ifndef CBN_ARITHMETIC_H
 #define CBN_ARITHMETIC_H
 
-#include "common.h"
+#include "kernels.h"
+#include "numbers.h"
 
-CBN_UNUSED static void CBN_JOIN(merge_moments, arithmetic,
-                                CBN_ISA)(double *base, double *offset, double *m2,
-                                         const double *base2, const double *offset2,
-                                         const double *m2_2, ptrdiff_t n1, ptrdiff_t n2,
-                                         ptrdiff_t count)
+static void merge_moments(double *base, double *offset, double *m2, const double *base2,
+                          const double *offset2, const double *m2_2, ptrdiff_t n1, ptrdiff_t n2,
+                          ptrdiff_t count)
 {
     const double share = (double)n2 / ((double)n1 + (double)n2);
     const double spread = (double)n1 * share;
@@ -26,10 +25,8 @@ CBN_UNUSED static void CBN_JOIN(merge_moments, arithmetic,
     }
 }
 
-CBN_UNUSED static void CBN_JOIN(statistics, arithmetic,
-                                CBN_ISA)(double *mean, double *mean_low, double *var,
-                                         const double *base, const double *offset, const double *m2,
-                                         ptrdiff_t rows, ptrdiff_t count)
+static void statistics(double *mean, double *mean_low, double *var, const double *base,
+                       const double *offset, const double *m2, ptrdiff_t rows, ptrdiff_t count)
 {
     CBN_SIMD
     for (ptrdiff_t j = 0; j < count; ++j) {
@@ -41,8 +38,7 @@ CBN_UNUSED static void CBN_JOIN(statistics, arithmetic,
     }
 }
 
-CBN_UNUSED static void CBN_JOIN(invstd, arithmetic, CBN_ISA)(double *invstd, const double *var,
-                                                             double eps, ptrdiff_t count)
+static void invstd(double *invstd, const double *var, double eps, ptrdiff_t count)
 {
     CBN_SIMD
     for (ptrdiff_t j = 0; j < count; ++j) {
@@ -51,9 +47,8 @@ CBN_UNUSED static void CBN_JOIN(invstd, arithmetic, CBN_ISA)(double *invstd, con
     }
 }
 
-CBN_UNUSED static void CBN_JOIN(project, arithmetic, CBN_ISA)(double *along, const double *sum,
-                                                              const double *scale, double n,
-                                                              const double *plus, ptrdiff_t count)
+static void project(double *along, const double *sum, const double *scale, double n,
+                    const double *plus, ptrdiff_t count)
 {
     const int fixed = isinf(n);
     if (plus == NULL) {
@@ -67,11 +62,11 @@ CBN_UNUSED static void CBN_JOIN(project, arithmetic, CBN_ISA)(double *along, con
     }
 }
 
-static const cbn_arithmetic CBN_JOIN(channels, arithmetic, CBN_ISA) = {
-    CBN_JOIN(merge_moments, arithmetic, CBN_ISA),
-    CBN_JOIN(statistics, arithmetic, CBN_ISA),
-    CBN_JOIN(invstd, arithmetic, CBN_ISA),
-    CBN_JOIN(project, arithmetic, CBN_ISA),
+const cbn_arithmetic CBN_OF_TIER(cbn_arithmetic) = {
+    .merge_moments = merge_moments,
+    .statistics = statistics,
+    .invstd = invstd,
+    .project = project,
 };
 
 #endif

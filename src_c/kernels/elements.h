@@ -1,111 +1,71 @@
-/* Elements from memory to the form the kernels take, and back. What has no fast way goes through a
- * block of bits. The tier brings cbn_widen_f16, cbn_narrow_f16 and cbn_narrow_bf16. */
+/* Elements from memory to where kernels read them, and back. */
 #ifndef CBN_ELEMENTS_H
 #define CBN_ELEMENTS_H
 
-#include "../dtypes/half.h"
-#include "common.h"
+#include "numbers.h"
 
-CBN_INLINE uint16_t cbn_swap_16(uint16_t bits) { return (uint16_t)(bits << 8 | bits >> 8); }
+CBN_INLINE uint16_t swap_16(uint16_t bits) { return (uint16_t)(bits << 8 | bits >> 8); }
 
-CBN_INLINE uint32_t cbn_swap_32(uint32_t bits)
+CBN_INLINE uint32_t swap_32(uint32_t bits)
 {
-    return (uint32_t)cbn_swap_16((uint16_t)bits) << 16 | cbn_swap_16((uint16_t)(bits >> 16));
+    return (uint32_t)swap_16((uint16_t)bits) << 16 | swap_16((uint16_t)(bits >> 16));
 }
 
-CBN_INLINE uint64_t cbn_swap_64(uint64_t bits)
+CBN_INLINE uint64_t swap_64(uint64_t bits)
 {
-    return (uint64_t)cbn_swap_32((uint32_t)bits) << 32 | cbn_swap_32((uint32_t)(bits >> 32));
+    return (uint64_t)swap_32((uint32_t)bits) << 32 | swap_32((uint32_t)(bits >> 32));
 }
 
-/* load and store for elements of `bits` bits that are moved as they are. */
-#define CBN_MOVE(dtype, bits)                                                                      \
-    CBN_UNUSED static void CBN_JOIN(load, dtype, CBN_ISA)(                                         \
-        void *to_, const char *from, ptrdiff_t stride, int swapped, ptrdiff_t n)                   \
-    {                                                                                              \
-        uint##bits##_t *const to = to_;                                                            \
-        /* same(8 -> 9): speed alone */                                                            \
-        if (stride == bits / 8) {                                                                  \
-            memcpy(to, from, (size_t)n * sizeof *to);                                              \
-        } else {                                                                                   \
-            /* same(< -> <=): sanitizers see the read past the end */                              \
-            for (ptrdiff_t i = 0; i < n; ++i) {                                                    \
-                memcpy(&to[i], from + i * stride, sizeof *to);                                     \
-            }                                                                                      \
-        }                                                                                          \
-        /* same(< -> <=): sanitizers see the read past the end */                                  \
-        for (ptrdiff_t i = 0; swapped && i < n; ++i) {                                             \
-            to[i] = cbn_swap_##bits(to[i]);                                                        \
-        }                                                                                          \
-    }                                                                                              \
-    CBN_UNUSED static void CBN_JOIN(store, dtype, CBN_ISA)(                                        \
-        char *to, const void *from_, ptrdiff_t stride, int swapped, ptrdiff_t n)                   \
-    {                                                                                              \
-        const uint##bits##_t *const from = from_;                                                  \
-        if (stride == bits / 8 && !swapped) {                                                      \
-            memcpy(to, from, (size_t)n * sizeof *from);                                            \
-            return;                                                                                \
-        }                                                                                          \
-        /* same(< -> <=): sanitizers see the read past the end */                                  \
-        for (ptrdiff_t i = 0; i < n; ++i) {                                                        \
-            const uint##bits##_t element = swapped ? cbn_swap_##bits(from[i]) : from[i];           \
-            memcpy(to + i * stride, &element, sizeof element);                                     \
-        }                                                                                          \
-    }
-
-CBN_MOVE(bits16, 16)
-CBN_MOVE(f32, 32)
-CBN_MOVE(f64, 64)
-
-CBN_UNUSED static void CBN_JOIN(widen, bf16, CBN_ISA)(float *to, const uint16_t *from, ptrdiff_t n)
+/* Moves an element of `size` bytes, a constant, and turns its bytes around if they are swapped. */
+CBN_INLINE void move_element(char *to, const char *from, ptrdiff_t size, int swapped)
 {
-    CBN_SIMD
-    /* same(< -> <=): sanitizers see the read past the end */
-    for (ptrdiff_t i = 0; i < n; ++i) {
-        to[i] = cbn_from_bf16(from[i]);
+    uint16_t bits16;
+    uint32_t bits32;
+    uint64_t bits64;
+    if (size == 2) {
+        memcpy(&bits16, from, sizeof bits16);
+        bits16 = swapped ? swap_16(bits16) : bits16;
+        memcpy(to, &bits16, sizeof bits16);
+    } else if (size == 4) {
+        memcpy(&bits32, from, sizeof bits32);
+        bits32 = swapped ? swap_32(bits32) : bits32;
+        memcpy(to, &bits32, sizeof bits32);
+    } else {
+        memcpy(&bits64, from, sizeof bits64);
+        bits64 = swapped ? swap_64(bits64) : bits64;
+        memcpy(to, &bits64, sizeof bits64);
     }
 }
 
-#define CBN_HALF_BLOCK 256
-
-/* load and store for half types. */
-#define CBN_HALF(dtype, widen, narrow)                                                             \
-    CBN_UNUSED static void CBN_JOIN(load, dtype, CBN_ISA)(                                         \
-        void *to_, const char *from, ptrdiff_t stride, int swapped, ptrdiff_t n)                   \
-    {                                                                                              \
-        float *const to = to_;                                                                     \
-        uint16_t block[CBN_HALF_BLOCK];                                                            \
-        /* same(0 -> 1): both ways serve; the sanitizers see unaligned reads */                    \
-        if (stride == sizeof *block && !swapped && (uintptr_t)from % sizeof *block == 0) {         \
-            widen(to, (const uint16_t *)(const void *)from, n);                                    \
-            return;                                                                                \
-        }                                                                                          \
-        /* same(< -> <=): sanitizers see the read past the end */                                  \
-        for (ptrdiff_t i = 0, m; i < n; i += m) {                                                  \
-            m = cbn_least(n - i, CBN_HALF_BLOCK);                                                  \
-            CBN_JOIN(load, bits16, CBN_ISA)(block, from + i * stride, stride, swapped, m);         \
-            widen(to + i, block, m);                                                               \
-        }                                                                                          \
-    }                                                                                              \
-    CBN_UNUSED static void CBN_JOIN(store, dtype, CBN_ISA)(                                        \
-        char *to, const void *from_, ptrdiff_t stride, int swapped, ptrdiff_t n)                   \
-    {                                                                                              \
-        const float *const from = from_;                                                           \
-        uint16_t block[CBN_HALF_BLOCK];                                                            \
-        /* same(0 -> 1): both ways serve; the sanitizers see unaligned reads */                    \
-        if (stride == sizeof *block && !swapped && (uintptr_t)to % sizeof *block == 0) {           \
-            narrow((uint16_t *)(void *)to, from, n);                                               \
-            return;                                                                                \
-        }                                                                                          \
-        /* same(< -> <=): sanitizers see the read past the end */                                  \
-        for (ptrdiff_t i = 0, m; i < n; i += m) {                                                  \
-            m = cbn_least(n - i, CBN_HALF_BLOCK);                                                  \
-            narrow(block, from + i, m);                                                            \
-            CBN_JOIN(store, bits16, CBN_ISA)(to + i * stride, block, stride, swapped, m);          \
-        }                                                                                          \
+/* Elements of `size` bytes that are moved as they are, from one stride to another. */
+CBN_INLINE void move_elements(char *to, ptrdiff_t to_stride, const char *from,
+                              ptrdiff_t from_stride, ptrdiff_t size, int swapped, ptrdiff_t n)
+{
+    if (to_stride == size && from_stride == size && !swapped) {
+        memcpy(to, from, (size_t)(n * size));
+    } else if (swapped) {
+        /* same(< -> <=): sanitizers see the read past the end */
+        for (ptrdiff_t i = 0; i < n; ++i) {
+            move_element(to + i * to_stride, from + i * from_stride, size, 1);
+        }
+    } else {
+        /* same(< -> <=): sanitizers see the read past the end */
+        for (ptrdiff_t i = 0; i < n; ++i) {
+            move_element(to + i * to_stride, from + i * from_stride, size, 0);
+        }
     }
+}
 
-CBN_HALF(f16, cbn_widen_f16, cbn_narrow_f16)
-CBN_HALF(bf16, CBN_JOIN(widen, bf16, CBN_ISA), cbn_narrow_bf16)
+static void load_element(void *to, const char *from, ptrdiff_t stride, int swapped, ptrdiff_t n)
+{
+    const ptrdiff_t size = sizeof(element);
+    move_elements(to, size, from, stride, size, swapped, n);
+}
+
+static void store_element(char *to, const void *from, ptrdiff_t stride, int swapped, ptrdiff_t n)
+{
+    const ptrdiff_t size = sizeof(element);
+    move_elements(to, stride, from, size, size, swapped, n);
+}
 
 #endif

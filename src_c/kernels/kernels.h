@@ -1,11 +1,10 @@
-/* What a kernel set offers: the four kernels for one dtype on one ISA tier.
+/* What a kernel set offers: the kernels for one dtype on one tier.
  *
- * A kernel works on a tile: `rows` rows of `cols` adjacent elements, rows
- * a byte stride apart; `run` adjacent elements are of one channel. Per-channel arrays are float64
- * and point at the tile's first channel.
+ * A kernel works on a tile: `rows` rows of `cols` columns, of which `run` adjacent ones belong to
+ * one channel. Arrays of one number a channel are float64 and point at the tile's first channel.
  *
  * One answer: what a kernel returns for a channel depends on that channel's values and on `rows`
- * and `run`, never on `cols`, the strides, or the tier. Hence sums run over rows in a fixed order,
+ * and `run`, never on `cols`, the strides or the tier. Hence sums run over rows in a fixed order,
  * then over the columns of a run as a tree, and vectors run over columns.
  */
 #ifndef CBN_KERNELS_H
@@ -14,88 +13,76 @@
 #include "../cbn.h"
 #include "../compiler.h"
 
-/* Rows summed in the working type before they are folded into float64. 32 keeps the error of a
- * float32 sum at 2 to 4 units; 8 divides it. */
+/* Rows that are summed in the working type before the sums go on to float64. 32 keeps the error of
+ * a float32 sum at 2 to 4 units in the last place; 8 divides it. */
 #define CBN_BLOCK_ROWS 32
 
-/* Scratch arrays of a kernel, and with those for runs and rows that are not taken as they lie. */
-/* same(2 lines, 13 -> 14, 31 -> 32): more scratch than is used */
-#define CBN_PLAIN_WORK_ARRAYS 13
-#define CBN_KERNEL_WORK_ARRAYS 31
-#define CBN_GATHERED_ROWS 8
+/* Rows of an input that a provider hands out at a time, at most. */
+#define CBN_GROUP_ROWS 8
 
-/* How to come by the rows of an array whose elements do not lie as kernels want them. A row is
- * `cols` elements from a position and a channel on. */
+/* Scratch slots of a tile: of one whose arrays are plain rows of float32 or float64, and of any
+ * other one. kernels/slots.h says what each is for. */
+#define CBN_DIRECT_SLOTS 9
+#define CBN_SLOTS 36
+
+/* How to read and write rows of an array with other strides, byte order or dtype. A row is `cols`
+ * elements from a position and a column on. */
 typedef struct cbn_access cbn_access;
 struct cbn_access {
-    /* The row if it can be used where it is, else NULL. */
-    char *(*locate)(const cbn_access *access, ptrdiff_t position, ptrdiff_t channel,
-                    ptrdiff_t cols);
-    void (*read)(const cbn_access *access, void *to, ptrdiff_t position, ptrdiff_t channel,
+    /* The row if kernels can use it where it is, else NULL. */
+    char *(*locate)(const cbn_access *access, ptrdiff_t position, ptrdiff_t column, ptrdiff_t cols);
+    void (*read)(const cbn_access *access, void *to, ptrdiff_t position, ptrdiff_t column,
                  ptrdiff_t cols);
-    void (*write)(const cbn_access *access, const void *from, ptrdiff_t position, ptrdiff_t channel,
+    void (*write)(const cbn_access *access, const void *from, ptrdiff_t position, ptrdiff_t column,
                   ptrdiff_t cols);
-    /* Whether the elements of a row lie apart and are moved as they are: then up to
-     * CBN_GATHERED_ROWS rows, `step` positions apart, go together into made[], or out of it. */
-    int apart;
-    void (*move)(const cbn_access *access, void *const *made, ptrdiff_t rows, ptrdiff_t position,
-                 ptrdiff_t step, ptrdiff_t channel, ptrdiff_t cols, int out);
+    /* If the elements of a row are scattered and need no conversion, up to CBN_GROUP_ROWS rows that
+     * are `step` positions apart are gathered together into rows[], or scattered from there. */
+    int scattered;
+    void (*move)(const cbn_access *access, void *const *rows, ptrdiff_t count, ptrdiff_t position,
+                 ptrdiff_t step, ptrdiff_t column, ptrdiff_t cols, int scatter);
 };
 
 typedef struct cbn_kernels cbn_kernels;
 
-/* Where rows start and how many bytes apart they are; or with `access`, from which position and
- * channel on and how many positions apart. */
-typedef struct cbn_input {
-    const char *data;
-    ptrdiff_t stride;
-    const cbn_kernels *half; /* whose load and store the elements at `data` need; NULL for none */
-    const cbn_access *access;
-    ptrdiff_t position, channel;
-    int gathered; /* 0, or 1 and the number of rows gathered in scratch before the first one */
-} cbn_input;
-
-typedef struct cbn_output {
+/* The rows of an array: from `data` on, `stride` bytes from row to row; or with an access, from
+ * `position` and `column` on, `stride` positions from row to row. An array that is not there has
+ * neither data nor access. */
+typedef struct cbn_rows {
     char *data;
     ptrdiff_t stride;
-    const cbn_kernels *half;
+    const cbn_kernels *half; /* for elements of a half type at `data`: its load and store */
     const cbn_access *access;
-    ptrdiff_t position, channel;
-} cbn_output;
+    ptrdiff_t position, column;
+} cbn_rows;
+
+/* Ordinary stores, or stores past the caches, which pay for arrays that are larger than these. */
+typedef enum cbn_stores { CBN_ORDINARY, CBN_PAST_CACHES } cbn_stores;
 
 typedef struct cbn_tile {
     ptrdiff_t rows, cols, run;
-    void *work;        /* CBN_PLAIN_WORK_ARRAYS of slot_bytes each, CBN_KERNEL_WORK_ARRAYS if any
-                        * array is of a half type or has an access */
+    void *scratch;     /* `slots` of slot_bytes each */
     size_t slot_bytes; /* of a double a column and 4 KiB on top */
-    int in_order;      /* the array is far from the core: maps read narrow rows one by one */
-    int stream;        /* store past the caches */
+    int slots;
+    int in_order; /* the array is far from the core: maps read narrow rows one by one */
+    cbn_stores stores;
 
-    /* The kernel's own: of its rows, see cbn_tile_at */
-    const char *rows_data;
+    /* Set by cbn_tile_at: where the first row begins, and how many elements of its cache line lie
+     * before it. */
+    const char *first_row;
     ptrdiff_t skew;
 } cbn_tile;
 
-/* Per-channel numbers that the maps and backward_sums read. A kernel uses those in its formula, yet
- * every one must be readable: float32 kernels look at all of them for channels that need float64.
- */
+/* Numbers of each channel. A kernel uses those in its formula, yet every one must be readable:
+ * float32 kernels look at all of them for channels that need float64. */
 typedef struct cbn_channels {
     const double *mean, *mean_low;
     const double *invstd;
     const double *scale, *along_xhat, *along_one;
-    int uncentred; /* normalize makes x * scale, in the type that the others take for that mean */
 } cbn_channels;
-
-/* What normalize may do with y before it stores it. */
-typedef struct cbn_finish {
-    cbn_input residual; /* added; neither data nor access: nothing is */
-    int relu;           /* y = max(0, y) */
-    cbn_input gated;    /* stored in place of y: this where y > 0, 0 elsewhere */
-} cbn_finish;
 
 /* What kernels/arithmetic.h does between kernels, on `count` channels. */
 typedef struct cbn_arithmetic {
-    /* Merge the moments of n2 rows into those of n1 rows; mean = base + offset. */
+    /* Merges the moments of n2 rows into those of n1 rows; mean = base + offset. */
     void (*merge_moments)(double *base, double *offset, double *m2, const double *base2,
                           const double *offset2, const double *m2_2, ptrdiff_t n1, ptrdiff_t n2,
                           ptrdiff_t count);
@@ -123,47 +110,68 @@ struct cbn_kernels {
 
     /* Centred sum of squares and mean = base + offset of each channel of the tile; base is near the
      * channel's values, so that offset is of the size of their spread and keeps its bits. */
-    void (*moments)(double *base, double *offset, double *m2, cbn_input x, cbn_tile tile);
+    void (*moments)(double *base, double *offset, double *m2, cbn_rows x, cbn_tile tile);
 
-    /* y = (x - mean) * scale + along_one; finish may be NULL. */
-    void (*normalize)(cbn_output y, cbn_input x, cbn_tile tile, const cbn_channels *channels,
-                      const cbn_finish *finish);
+    /* y = (x - mean) * scale + along_one, plus the residual if there is one, max(0, y) if relu. */
+    void (*normalize)(cbn_rows y, cbn_rows x, cbn_rows residual, int relu, cbn_tile tile,
+                      const cbn_channels *channels);
 
-    /* sum(dy) and sum(dy * xhat) of each channel of the tile; dx = dy * scale where there is dx. */
-    void (*backward_sums)(double *sum_dy, double *sum_dy_xhat, cbn_output dx, cbn_input dy,
-                          cbn_input x, cbn_tile tile, const cbn_channels *channels);
+    /* dx = dy where the y of the map above is positive, 0 elsewhere. */
+    void (*relu_backward)(cbn_rows dx, cbn_rows dy, cbn_rows x, cbn_rows residual, cbn_tile tile,
+                          const cbn_channels *channels);
+
+    /* sum(dy) and sum(dy * xhat) of each channel of the tile; where there is dx, also
+     * dx = dy * scale. */
+    void (*backward_sums)(double *sum_dy, double *sum_dy_xhat, cbn_rows dx, cbn_rows dy, cbn_rows x,
+                          cbn_tile tile, const cbn_channels *channels);
 
     /* dx = dy * scale + xhat * along_xhat + along_one. */
-    void (*backward_dx)(cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile,
+    void (*backward_dx)(cbn_rows dx, cbn_rows dy, cbn_rows x, cbn_tile tile,
                         const cbn_channels *channels);
+
+    /* dx = dy * scale. */
+    void (*scale)(cbn_rows dx, cbn_rows dy, cbn_tile tile, const cbn_channels *channels);
 
     const cbn_arithmetic *arithmetic;
 };
 
-/* What the float32 kernels hand on for channels that float32 cannot hold: the same source with
+/* The maps from rows to rows, by their formulas in kernels/formulas. */
+typedef enum cbn_map {
+    CBN_NORMALIZE,
+    CBN_NORMALIZE_RELU,
+    CBN_NORMALIZE_RESIDUAL,
+    CBN_NORMALIZE_RESIDUAL_RELU,
+    CBN_RELU_BACKWARD,
+    CBN_RELU_BACKWARD_RESIDUAL,
+    CBN_BACKWARD_DX,
+    CBN_SCALE,
+    CBN_MAPS
+} cbn_map;
+
+/* The arrays that a map reads; those that its formula does not name are not there. */
+typedef enum cbn_operand { CBN_X, CBN_DY, CBN_RESIDUAL, CBN_OPERANDS } cbn_operand;
+
+/* What the float32 kernels hand on for channels that float32 cannot hold: the same sources with
  * float64 arithmetic, compiled once for all tiers (isa/wide.c). */
 typedef struct cbn_wide_kernels {
-    void (*moments_blocks)(double *sum, double *squares, double *s, double *q, const float *anchor,
-                           cbn_input x, cbn_tile tile);
-    void (*normalize_run)(cbn_output y, cbn_input x, cbn_tile tile, const cbn_channels *channels,
-                          const cbn_finish *finish);
-    void (*backward_sums_run)(double *sum_dy, double *sum_dy_xhat, cbn_output dx, cbn_input dy,
-                              cbn_input x, cbn_tile tile, const cbn_channels *channels);
-    void (*backward_dx_run)(cbn_output dx, cbn_input dy, cbn_input x, cbn_tile tile,
-                            const cbn_channels *channels);
+    void (*moments_blocks)(double *const sum[2], const float *anchor, const cbn_rows *x,
+                           const cbn_tile *tile);
+    void (*backward_sums_range)(double *sum_dy, double *sum_dy_xhat, cbn_rows dx, cbn_rows dy,
+                                cbn_rows x, cbn_tile tile, const cbn_channels *channels);
+    void (*map_range)(cbn_map map, cbn_rows out, const cbn_rows in[CBN_OPERANDS], cbn_tile tile,
+                      const cbn_channels *channels);
 } cbn_wide_kernels;
 
 extern const cbn_wide_kernels cbn_wide;
 
-/* One tier: its name and its kernel sets by cbn_dtype. */
-typedef struct cbn_tier {
-    const char *name;
-    cbn_kernels kernels[CBN_DTYPE_COUNT];
-} cbn_tier;
-
-extern const cbn_tier cbn_tier_baseline;
-extern const cbn_tier cbn_tier_avx2;
-extern const cbn_tier cbn_tier_avx512;
-extern const cbn_tier cbn_tier_neon;
+/* The sets of a tier, which isa/TIER_f32.c and isa/TIER_f64.c make. */
+#define CBN_DECLARE_TIER(tier)                                                                     \
+    extern const cbn_kernels cbn_float32_##tier, cbn_float16_##tier, cbn_bfloat16_##tier;          \
+    extern const cbn_kernels cbn_float64_##tier;                                                   \
+    extern const cbn_arithmetic cbn_arithmetic_##tier;
+CBN_DECLARE_TIER(baseline)
+CBN_DECLARE_TIER(avx2)
+CBN_DECLARE_TIER(avx512)
+CBN_DECLARE_TIER(neon)
 
 #endif

@@ -67,7 +67,8 @@ C_ARROWS = {
     "channels": {"cbn", "compiler"},
     "dispatch": {"kernels", "cbn", "compiler"},
     "isa": {"kernels", "dtypes", "compiler"},
-    "kernels": {"dtypes", "cbn", "compiler"},
+    "kernels": {"formulas", "isa", "dtypes", "cbn", "compiler"},
+    "formulas": set(),
     "dtypes": {"compiler"},
 }
 
@@ -151,7 +152,7 @@ def local_includes(path: Path) -> list[Path]:
 
 
 def kernels() -> list[str]:
-    """The four verbs, as the struct of function pointers lists them after load and store."""
+    """The verbs that the struct of function pointers lists after load and store."""
     text = without_comments(SRC_C / "kernels" / "kernels.h")
     offered = re.search(r"struct cbn_kernels \{(.*?)\n\};", text, flags=re.DOTALL)[1]
     load, store, *verbs = re.findall(r"\(\*(\w+)\)\(", offered)
@@ -189,7 +190,9 @@ def python_room(path: Path) -> str:
 
 def test_the_rules_have_files_to_look_at():
     assert len(C_FILES) > 10 and len(PYTHON_FILES) > 5
-    assert kernels() == ["moments", "normalize", "backward_sums", "backward_dx"]
+    assert kernels() == [
+        *("moments", "normalize", "relu_backward", "backward_sums", "backward_dx", "scale")
+    ]
     assert all(path.is_file() for path in BUILD_FILES)
 
 
@@ -218,8 +221,10 @@ def test_core_has_no_loops():
 
 
 def test_every_kernel_has_a_file_and_a_test():
+    code = "".join(without_comments(path) for path in (SRC_C / "kernels").glob("*.h"))
     for kernel in kernels():
-        assert (SRC_C / "kernels" / f"{kernel}.h").is_file()
+        assert len(re.findall(rf"^static void {kernel}\(", code, flags=re.MULTILINE)) == 1
+    for kernel in ("moments", "normalize", "backward_sums", "backward_dx"):
         assert (TESTS / "kernels" / f"test_{kernel}_kernel.py").is_file()
 
 
@@ -259,21 +264,46 @@ def test_python_arrows_never_point_backwards():
     assert not wrong
 
 
-def is_repeated(path: Path) -> bool:
-    """Whether a header is written to be included several times."""
-    instantiate = SRC_C / "kernels" / "instantiate.h"
-    if path.parent.name == "dtypes":
-        return path.stem != "half"
-    return path == instantiate or local_includes(instantiate).count(path) > 1
-
-
 def is_guarded(path: Path) -> bool:
     guard = f"CBN_{path.stem.upper()}_H" if path.stem != "cbn" else "CBN_H"
     return bool(re.match(rf"\s*#ifndef {guard}\n#define {guard}\n", without_comments(path)))
 
 
-def test_headers_are_guarded_unless_written_to_be_repeated():
-    assert not [name_of(path) for path in HEADERS if is_guarded(path) is is_repeated(path)]
+def makes_a_unit(path: Path) -> bool:
+    """Whether a header is included once, by a file of isa alone."""
+    is_dtype = path.parent.name == "dtypes" and path.stem != "half"
+    return is_dtype or path in {SRC_C / "kernels" / f"float{bits}.h" for bits in (32, 64)}
+
+
+def test_headers_are_guarded_unless_they_make_a_unit():
+    assert not [name_of(path) for path in HEADERS if is_guarded(path) is makes_a_unit(path)]
+
+
+# Words of src_c/kernels, and the files whose concern they are.
+WORDS_OF = {
+    "half": {"kernels.h", "rows.h"},
+    "access": {"kernels.h", "rows.h"},
+    "scattered": {"kernels.h", "rows.h"},
+}
+
+
+@pytest.mark.parametrize("word", WORDS_OF)
+def test_a_concern_of_the_kernels_has_its_file(word):
+    paths = (SRC_C / "kernels").rglob("*.h")
+    found = {path.name for path in paths if re.search(rf"\b{word}\b", without_comments(path))}
+    assert found == WORDS_OF[word]
+
+
+def test_every_tag_of_a_decision_is_explained():
+    """A comment of the kernels that relies on a measurement names its row of docs/decisions.md."""
+    comments = "".join(
+        comment
+        for path in (SRC_C / "kernels").rglob("*.h")
+        for comment in re.findall(r"/\*.*?\*/", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    )
+    rows = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    tags = set(re.findall(r"\[([a-z][a-z0-9-]+)\]", comments))
+    assert tags == set(re.findall(r"^\| `([a-z0-9-]+)` \|", rows, flags=re.MULTILINE))
 
 
 def test_no_file_is_over_500_lines():

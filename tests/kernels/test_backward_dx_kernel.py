@@ -1,4 +1,4 @@
-"""src_c/kernels/backward_dx.h: dx = gamma invstd (dy - mean(dy) - xhat mean(dy xhat))."""
+"""src_c/kernels/map.h: dx = gamma invstd (dy - mean(dy) - xhat mean(dy xhat))."""
 
 from __future__ import annotations
 

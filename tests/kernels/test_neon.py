@@ -67,7 +67,11 @@ def driver(tools, tmp_path_factory) -> Path:
     gnu, tiers = setup["GNU"], setup["TIERS"]["aarch64"]
     folder = tmp_path_factory.mktemp("neon")
     flags = [*gnu["c"], *gnu["werror"], f"-I{SRC_C}"]
-    sources = {SRC_C / "isa" / f"{tier}.c": [*gnu["kernels"], *gnu.get(tier, [])] for tier in tiers}
+    sources = {
+        SRC_C / "isa" / f"{tier}_{dtype}.c": [*gnu["kernels"], *gnu.get(tier, [])]
+        for tier in tiers
+        for dtype in ("f32", "f64")
+    }
     sources[SRC_C / "isa" / "wide.c"] = gnu["kernels"]
     core = [*gnu["core"], *gnu["openmp"]["compile"]]
     sources |= dict.fromkeys([*SRC_C.glob("*.c"), ROOT / "tests/neon/driver.c"], core)

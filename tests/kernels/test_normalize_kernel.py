@@ -1,4 +1,4 @@
-"""src_c/kernels/normalize.h: the map of the forward pass and of inference."""
+"""src_c/kernels/map.h: the map of the forward pass and of inference."""
 
 from __future__ import annotations
 

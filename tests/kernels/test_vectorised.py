@@ -18,12 +18,19 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads ELF throu
 MACHINE = platform.machine()
 TIERS = list(show_config("dicts")["isa_flags"])
 
-# Multiplications, subtractions and additions of one turn of each kernel's main loop.
+# Multiplications, subtractions and additions of one turn of the main loop of functions that
+# kernels/table.h lists.
 MAIN_LOOP = {
-    "moments": (8, 8, 16),
-    "normalize": (4, 8, 0),
-    "backward_sums": (8, 8, 8),
-    "backward_dx": (3, 2, 2),
+    "moments_more": (8, 8, 16),
+    "normalize_1": (1, 2, 0),
+    "normalize_4": (4, 8, 0),
+    "normalize_run_stream": (1, 2, 0),
+    "normalize_residual_relu_1": (1, 2, 1),
+    "backward_sums_more": (8, 4, 8),
+    "backward_sums_dx_last": (12, 4, 8),
+    "dx_1": (2, 2, 1),
+    "dx_2": (4, 4, 2),
+    "scale_4": (4, 0, 4),
 }
 VERBS = ("mul", "sub", "add")
 
@@ -63,14 +70,14 @@ def source_files():
 
 @pytest.fixture(scope="module")
 def functions():
-    """(name, tier, instructions) of every function of the extension module."""
-    tier_of = {address: Path(file).stem for address, file in source_files().items()}
+    """(name, dtype, tier, instructions) of every function of the extension module."""
+    unit_of = {address: Path(file).stem for address, file in source_files().items()}
     found, body = [], None
     for line in objdump("--disassemble"):
         if head := re.fullmatch(r"([0-9a-f]+) <(.+)>:", line):
-            tier = tier_of.get(int(head[1], 16))
+            tier, _, dtype = unit_of.get(int(head[1], 16), "").partition("_")
             body = []
-            found.append((head[2], tier if tier in TIERS else "none", body))
+            found.append((head[2], dtype, tier if tier in TIERS else "none", body))
         elif instruction := re.fullmatch(r"\s*[0-9a-f]+:\t(.+)", line):
             body.append(instruction[1].strip())
     assert len(found) > 50
@@ -79,12 +86,10 @@ def functions():
 
 @pytest.fixture(scope="module")
 def kernels(functions):
-    """The instructions by (kernel, dtype, tier), helpers such as moments_block included."""
+    """The instructions by (function of kernels/table.h, dtype, tier)."""
     found = defaultdict(list)
-    for name, tier, body in functions:
-        match = re.match(rf"({'|'.join(MAIN_LOOP)})(?:_\w+?)?_(f32|f32_wide|f64)_{tier}\b", name)
-        if match:
-            found[match[1], match[2], tier] += body
+    for name, dtype, tier, body in functions:
+        found[name, dtype, tier] += body
     return found
 
 
@@ -101,7 +106,7 @@ def test_the_main_loop_is_vector_code(kernel, dtype, isa, kernels):
 
 
 def test_products_are_rounded_before_they_are_added(functions):
-    for name, _, body in functions:
+    for name, _, _, body in functions:
         fused = [line for line in body if CONTRACTED.match(line)]
         assert not fused, (name, fused[0])
 
@@ -110,6 +115,6 @@ def test_products_are_rounded_before_they_are_added(functions):
 def test_wide_registers_stay_in_their_tier(functions):
     """What runs before the CPU was asked, or on the baseline, must not need AVX."""
     forbidden = {"avx2": r"%zmm", "avx512": r"never^"}
-    for name, tier, body in functions:
+    for name, _, tier, body in functions:
         wide = [line for line in body if re.search(forbidden.get(tier, r"%[yz]mm"), line)]
         assert not wide, (name, tier, wide[0])

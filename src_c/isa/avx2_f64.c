@@ -1,6 +1,3 @@
 /* AVX2 and FMA. FMA is not contracted into: it would change the last bit. */
 #define CBN_ISA avx2
-#include "convert.h"
-#include "stream.h"
-
-#include "../kernels/instantiate.h"
+#include "../kernels/float64.h"

@@ -1,6 +1,3 @@
 /* What every CPU of the architecture runs (SSE2 on x86-64). */
 #define CBN_ISA baseline
-#include "convert.h"
-#include "stream.h"
-
-#include "../kernels/instantiate.h"
+#include "../kernels/float32.h"

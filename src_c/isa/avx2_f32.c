@@ -1,0 +1,3 @@
+/* AVX2 and FMA. FMA is not contracted into: it would change the last bit. */
+#define CBN_ISA avx2
+#include "../kernels/float32.h"

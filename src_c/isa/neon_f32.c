@@ -1,0 +1,3 @@
+/* Advanced SIMD on aarch64. */
+#define CBN_ISA neon
+#include "../kernels/float32.h"

@@ -1,0 +1,216 @@
+/* Drives a reduction over the rows of a tile. CBN_BLOCK_ROWS rows are summed in the working type,
+ * some rows at a time, and the sums of such a block are then added to the float64 sums. */
+#ifndef CBN_REDUCE_H
+#define CBN_REDUCE_H
+
+#include "rows.h"
+#include "table.h"
+
+typedef struct reduce_job {
+    /* By rows_of_block. Where there is no function for the first rows of a block, or they are the
+     * last as well, the sums start from zeros. */
+    reduce_function *function[3];
+    ptrdiff_t at_once; /* rows */
+    cbn_tile tile;
+
+    /* dy is not given for moments, and dx where it is not wanted. The slots are for their rows. */
+    cbn_rows x, dy, dx;
+    int x_slot, dy_slot, dx_slot;
+    map_function *map_dx; /* makes dx of a row of dy after its sums, if they do not; or NULL */
+
+    /* Take the place of rows past the last one; where missing_x is NULL, the last row does. */
+    const element *missing_x, *missing_dy;
+    element *missing_dx;
+
+    /* What the functions read and write of the columns from the first one on. What they do not is
+     * NULL. The rows are chosen for each call. */
+    reduce_rows numbers;
+} reduce_job;
+
+static enum rows_of_block which_rows(const reduce_job *job, ptrdiff_t before, ptrdiff_t block_rows)
+{
+    return block_rows - before <= job->at_once               ? LAST_ROWS
+           : before > 0 || job->function[FIRST_ROWS] == NULL ? MORE_ROWS
+                                                             : FIRST_ROWS;
+}
+
+/* --- plain rows, where they are -------------------------------------------------------------- */
+
+/* Of the rows from `first` on `left` are there. */
+static void choose_direct(const reduce_job *job, reduce_rows *to, ptrdiff_t first, ptrdiff_t left)
+{
+    const window w = {.row = first};
+    const ptrdiff_t there = cbn_least(left, job->at_once);
+    for (ptrdiff_t r = 0; r < there; ++r) {
+        to->x[r] = (const element *)(const void *)direct_row(&job->x, &w, r);
+    }
+    for (ptrdiff_t r = there; r < job->at_once; ++r) {
+        to->x[r] = job->missing_x != NULL ? job->missing_x : to->x[there - 1];
+    }
+    if (job->dy.data != NULL) {
+        for (ptrdiff_t r = 0; r < SUMS_ROWS; ++r) {
+            to->dy[r] = r < there ? (const element *)(const void *)direct_row(&job->dy, &w, r)
+                                  : job->missing_dy;
+        }
+    }
+    if (job->dx.data != NULL) {
+        for (ptrdiff_t r = 0; r < SUMS_ROWS; ++r) {
+            to->dx[r] =
+                r < there ? (element *)(void *)direct_row(&job->dx, &w, r) : job->missing_dx;
+        }
+    }
+}
+
+static void reduce_direct(const reduce_job *job, ptrdiff_t first, ptrdiff_t block_rows)
+{
+    reduce_rows rows = job->numbers;
+    rows.x_step = job->at_once * job->x.stride;
+    rows.dy_step = job->at_once * job->dy.stride;
+    rows.dx_step = job->at_once * job->dx.stride;
+    for (ptrdiff_t before = 0; before < block_rows; before += rows.groups * job->at_once) {
+        const enum rows_of_block which = which_rows(job, before, block_rows);
+        const ptrdiff_t left = block_rows - before;
+        rows.groups = which == MORE_ROWS ? (left - 1) / job->at_once : 1;
+        choose_direct(job, &rows, first + before, left);
+        job->function[which](&rows);
+    }
+}
+
+/* --- copies of rows -------------------------------------------------------------------------- */
+
+/* NULL stays NULL. */
+#define CBN_FROM(column, array) ((array) == NULL ? NULL : (array) + (column))
+
+static reduce_rows numbers_from(const reduce_job *job, ptrdiff_t column, ptrdiff_t cols)
+{
+    const reduce_rows *const of = &job->numbers;
+    return (reduce_rows){.groups = 1,
+                         .anchor = CBN_FROM(column, of->anchor),
+                         .high = CBN_FROM(column, of->high),
+                         .power = CBN_FROM(column, of->power),
+                         .scale = CBN_FROM(column, of->scale),
+                         .s = of->s + column,
+                         .t = of->t + column,
+                         .sum = {of->sum[0] + column, of->sum[1] + column},
+                         .error = {CBN_FROM(column, of->error[0]), CBN_FROM(column, of->error[1])},
+                         .cols = cols,
+                         .skew = of->skew > 0 ? (of->skew + column) % LINE : 0};
+}
+
+typedef struct copied_rows {
+    const element *x[CBN_GROUP_ROWS], *dy[CBN_GROUP_ROWS];
+    element *dx[CBN_GROUP_ROWS];
+} copied_rows;
+
+/* The rows at once from row `first` on, of `count`, and what takes the place of missing ones. */
+static void choose_copies(const reduce_job *job, reduce_rows *to, const copied_rows *from,
+                          ptrdiff_t first, ptrdiff_t count, ptrdiff_t column)
+{
+    const element *const missing_x = CBN_FROM(column, job->missing_x);
+    for (ptrdiff_t r = 0; r < job->at_once; ++r) {
+        const int there = first + r < count;
+        const element *const last = from->x[count - 1];
+        to->x[r] = there ? from->x[first + r] : missing_x != NULL ? missing_x : last;
+        if (is_given(&job->dy)) {
+            to->dy[r] = there ? from->dy[first + r] : job->missing_dy + column;
+        }
+        if (is_given(&job->dx)) {
+            to->dx[r] = there ? from->dx[first + r] : job->missing_dx + column;
+        }
+    }
+}
+
+static void make_dx(const reduce_job *job, const copied_rows *rows, const window *w)
+{
+    map_rows row = {.rows = 1, .cols = w->cols};
+    for (int k = 0; k < COEFFICIENTS; ++k) {
+        row.coefficient[k] = job->numbers.scale + w->column;
+    }
+    for (ptrdiff_t r = 0; r < w->rows; ++r) {
+        row.in[CBN_DY] = rows->dy[r];
+        row.out = rows->dx[r];
+        job->map_dx(&row);
+    }
+}
+
+/* The rows of a window, of a block that has `block_rows` and had `before` until here. */
+static void reduce_copies(const reduce_job *job, window w, ptrdiff_t before, ptrdiff_t block_rows)
+{
+    const int in_panels = job->map_dx != NULL || comes_in_panels(&job->x) ||
+                          comes_in_panels(&job->dy) || comes_in_panels(&job->dx);
+    const cbn_rows *const lines = job->map_dx != NULL ? &job->dx : &job->x;
+    copied_rows at;
+    for (const ptrdiff_t end = job->tile.cols; w.column < end; w.column += w.cols) {
+        w.cols = in_panels ? panel_cols(lines, w.column, end) : end;
+        input_rows(at.x, &job->x, &w, &job->tile, job->x_slot);
+        if (is_given(&job->dy)) {
+            input_rows(at.dy, &job->dy, &w, &job->tile, job->dy_slot);
+        }
+        if (is_given(&job->dx)) {
+            output_rows(at.dx, &job->dx, &w, &job->tile, job->dx_slot);
+        }
+        for (ptrdiff_t r = 0; r < w.rows; r += job->at_once) {
+            reduce_rows rows = numbers_from(job, w.column, w.cols);
+            choose_copies(job, &rows, &at, r, w.rows, w.column);
+            job->function[which_rows(job, before + r, block_rows)](&rows);
+        }
+        if (job->map_dx != NULL) {
+            make_dx(job, &at, &w);
+        } else if (is_given(&job->dx)) {
+            commit_rows(&job->dx, at.dx, &w, &job->tile, job->dx_slot);
+        }
+    }
+}
+
+/* --- blocks of rows -------------------------------------------------------------------------- */
+
+static void reduce_block(const reduce_job *job, ptrdiff_t first, ptrdiff_t block_rows)
+{
+    if (which_rows(job, 0, block_rows) != FIRST_ROWS) {
+        memset(job->numbers.s, 0, (size_t)job->tile.cols * sizeof *job->numbers.s);
+        memset(job->numbers.t, 0, (size_t)job->tile.cols * sizeof *job->numbers.t);
+    }
+    if (is_direct(&job->x) && is_direct(&job->dy) && is_direct(&job->dx) && job->map_dx == NULL) {
+        reduce_direct(job, first, block_rows);
+        return;
+    }
+    const int together = rows_together(&job->x) > 1 || rows_together(&job->dy) > 1;
+    window w = {.row = first};
+    for (ptrdiff_t before = 0; before < block_rows; before += w.rows) {
+        w.row = first + before;
+        w.rows = cbn_least(together ? CBN_GROUP_ROWS : job->at_once, block_rows - before);
+        reduce_copies(job, w, before, block_rows);
+    }
+}
+
+static void reduce_blocks(const reduce_job *job)
+{
+    for (ptrdiff_t first = 0; first < job->tile.rows; first += CBN_BLOCK_ROWS) {
+        reduce_block(job, first, cbn_least(job->tile.rows - first, CBN_BLOCK_ROWS));
+    }
+}
+
+/* --- moments of the rows of a tile ----------------------------------------------------------- */
+
+/* sum[0] = sum(x - anchor) and sum[1] = sum((x - anchor)^2) of each column. */
+static void moments_blocks(double *const sum[2], const element *anchor, const cbn_rows *x,
+                           const cbn_tile *tile)
+{
+    const reduce_job job = {.function = {moments_first, moments_more, moments_last},
+                            .at_once = MOMENTS_ROWS,
+                            .tile = *tile,
+                            .x = *x,
+                            .x_slot = MOMENTS_X,
+                            .missing_x = anchor,
+                            .numbers = {.anchor = anchor,
+                                        .s = scratch_at(tile, MOMENTS_S),
+                                        .t = scratch_at(tile, MOMENTS_T),
+                                        .sum = {sum[0], sum[1]},
+                                        .cols = tile->cols,
+                                        .skew = tile->skew}};
+    memset(sum[0], 0, (size_t)tile->cols * sizeof *sum[0]);
+    memset(sum[1], 0, (size_t)tile->cols * sizeof *sum[1]);
+    reduce_blocks(&job);
+}
+
+#endif

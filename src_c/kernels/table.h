@@ -1,0 +1,66 @@
+/* What is compiled: one line for every function over the columns of rows, and there are no others.
+ * The name says how many rows a map takes at once; ..._run is for columns of one channel,
+ * ..._stream stores past the caches. */
+#ifndef CBN_TABLE_H
+#define CBN_TABLE_H
+
+#include "loops.h"
+
+#define CBN_MAP(name, loop, formula_, operands_, rows_, of_)                                       \
+    CBN_NOINLINE static void name(const map_rows *given)                                           \
+    {                                                                                              \
+        const map_shape shape = {                                                                  \
+            .formula = formula_, .operands = operands_, .rows = rows_, .of = of_};                 \
+        map_all(given, loop, shape);                                                               \
+    }
+
+#define CBN_REDUCTION(name, column_, by_lines_, which_)                                            \
+    CBN_NOINLINE static void name(const reduce_rows *given)                                        \
+    {                                                                                              \
+        const reduce_shape shape = {.column = column_, .by_lines = by_lines_, .which = which_};    \
+        reduce_all(given, shape);                                                                  \
+    }
+
+/* clang-format off */
+CBN_MAP(normalize_1,               map_lines,         normalized,                        X,                 1, EACH_COLUMN)
+CBN_MAP(normalize_relu_1,          map_lines,         normalized_relu,                   X,                 1, EACH_COLUMN)
+CBN_MAP(normalize_residual_1,      map_lines,         normalized_residual,               X | RESIDUAL,      1, EACH_COLUMN)
+CBN_MAP(normalize_residual_relu_1, map_lines,         normalized_residual_relu,          X | RESIDUAL,      1, EACH_COLUMN)
+CBN_MAP(relu_backward_1,           map_lines,         normalized_relu_gradient,          X | DY,            1, EACH_COLUMN)
+CBN_MAP(relu_backward_residual_1,  map_lines,         normalized_residual_relu_gradient, X | DY | RESIDUAL, 1, EACH_COLUMN)
+CBN_MAP(dx_1,                      map_lines,         input_gradient,                    X | DY,            1, EACH_COLUMN)
+CBN_MAP(scale_1,                   map_lines,         scaled,                            DY,                1, EACH_COLUMN)
+#if CBN_TUNED
+CBN_MAP(normalize_2,               map_lines,         normalized,                        X,                 2, EACH_COLUMN)
+CBN_MAP(normalize_4,               map_lines,         normalized,                        X,                 4, EACH_COLUMN)
+CBN_MAP(normalize_run,             map_lines,         normalized,                        X,                 1, ONE_CHANNEL)
+CBN_MAP(normalize_1_stream,        map_stream_lines,  normalized,                        X,                 1, EACH_COLUMN)
+CBN_MAP(normalize_4_stream,        map_stream_bursts, normalized,                        X,                 4, EACH_COLUMN)
+CBN_MAP(normalize_run_stream,      map_stream_lines,  normalized,                        X,                 1, ONE_CHANNEL)
+CBN_MAP(dx_2,                      map_lines,         input_gradient,                    X | DY,            2, EACH_COLUMN)
+CBN_MAP(dx_run,                    map_lines,         input_gradient,                    X | DY,            1, ONE_CHANNEL)
+CBN_MAP(dx_1_stream,               map_stream_lines,  input_gradient,                    X | DY,            1, EACH_COLUMN)
+CBN_MAP(dx_2_stream,               map_stream_bursts, input_gradient,                    X | DY,            2, EACH_COLUMN)
+CBN_MAP(dx_run_stream,             map_stream_lines,  input_gradient,                    X | DY,            1, ONE_CHANNEL)
+CBN_MAP(scale_2,                   map_lines,         scaled,                            DY,                2, EACH_COLUMN)
+CBN_MAP(scale_4,                   map_lines,         scaled,                            DY,                4, EACH_COLUMN)
+CBN_MAP(scale_run,                 map_lines,         scaled,                            DY,                1, ONE_CHANNEL)
+CBN_MAP(scale_1_stream,            map_stream_lines,  scaled,                            DY,                1, EACH_COLUMN)
+CBN_MAP(scale_4_stream,            map_stream_bursts, scaled,                            DY,                4, EACH_COLUMN)
+CBN_MAP(scale_run_stream,          map_stream_lines,  scaled,                            DY,                1, ONE_CHANNEL)
+#endif
+
+CBN_REDUCTION(moments_first,         moments_column,          1,             FIRST_ROWS)
+CBN_REDUCTION(moments_more,          moments_column,          1,             MORE_ROWS)
+CBN_REDUCTION(moments_last,          moments_column,          1,             LAST_ROWS)
+CBN_REDUCTION(backward_sums_first,   backward_sums_column,    !KEEPS_ERRORS, FIRST_ROWS)
+CBN_REDUCTION(backward_sums_more,    backward_sums_column,    !KEEPS_ERRORS, MORE_ROWS)
+CBN_REDUCTION(backward_sums_last,    backward_sums_column,    !KEEPS_ERRORS, LAST_ROWS)
+CBN_REDUCTION(backward_sums_dx_more, backward_sums_dx_column, !KEEPS_ERRORS, MORE_ROWS)
+CBN_REDUCTION(backward_sums_dx_last, backward_sums_dx_column, !KEEPS_ERRORS, LAST_ROWS)
+/* clang-format on */
+
+typedef void map_function(const map_rows *given);
+typedef void reduce_function(const reduce_rows *given);
+
+#endif
