@@ -81,20 +81,20 @@ static void reduce_direct(const reduce_job *job, ptrdiff_t first, ptrdiff_t bloc
 /* NULL stays NULL. */
 #define CBN_FROM(column, array) ((array) == NULL ? NULL : (array) + (column))
 
-static reduce_rows numbers_from(const reduce_job *job, ptrdiff_t column, ptrdiff_t cols)
+/* Moves the numbers of the columns on by `count` columns. */
+static void move_columns(reduce_rows *rows, ptrdiff_t count)
 {
-    const reduce_rows *const of = &job->numbers;
-    return (reduce_rows){.groups = 1,
-                         .anchor = CBN_FROM(column, of->anchor),
-                         .high = CBN_FROM(column, of->high),
-                         .power = CBN_FROM(column, of->power),
-                         .scale = CBN_FROM(column, of->scale),
-                         .s = of->s + column,
-                         .t = of->t + column,
-                         .sum = {of->sum[0] + column, of->sum[1] + column},
-                         .error = {CBN_FROM(column, of->error[0]), CBN_FROM(column, of->error[1])},
-                         .cols = cols,
-                         .skew = of->skew > 0 ? (of->skew + column) % LINE : 0};
+    rows->anchor = CBN_FROM(count, rows->anchor);
+    rows->high = CBN_FROM(count, rows->high);
+    rows->power = CBN_FROM(count, rows->power);
+    rows->scale = CBN_FROM(count, rows->scale);
+    rows->s += count;
+    rows->t += count;
+    for (int k = 0; k < 2; ++k) {
+        rows->sum[k] += count;
+        rows->error[k] = CBN_FROM(count, rows->error[k]);
+    }
+    rows->skew = rows->skew > 0 ? (rows->skew + count) % LINE : 0;
 }
 
 typedef struct copied_rows {
@@ -140,6 +140,8 @@ static void reduce_copies(const reduce_job *job, window w, ptrdiff_t before, ptr
                           comes_in_panels(&job->dy) || comes_in_panels(&job->dx);
     const cbn_rows *const lines = job->map_dx != NULL ? &job->dx : &job->x;
     copied_rows at;
+    reduce_rows rows = job->numbers;
+    rows.groups = 1;
     for (const ptrdiff_t end = job->tile.cols; w.column < end; w.column += w.cols) {
         w.cols = in_panels ? panel_cols(lines, w.column, end) : end;
         input_rows(at.x, &job->x, &w, &job->tile, job->x_slot);
@@ -149,8 +151,8 @@ static void reduce_copies(const reduce_job *job, window w, ptrdiff_t before, ptr
         if (is_given(&job->dx)) {
             output_rows(at.dx, &job->dx, &w, &job->tile, job->dx_slot);
         }
+        rows.cols = w.cols;
         for (ptrdiff_t r = 0; r < w.rows; r += job->at_once) {
-            reduce_rows rows = numbers_from(job, w.column, w.cols);
             choose_copies(job, &rows, &at, r, w.rows, w.column);
             job->function[which_rows(job, before + r, block_rows)](&rows);
         }
@@ -159,6 +161,7 @@ static void reduce_copies(const reduce_job *job, window w, ptrdiff_t before, ptr
         } else if (is_given(&job->dx)) {
             commit_rows(&job->dx, at.dx, &w, &job->tile, job->dx_slot);
         }
+        move_columns(&rows, w.cols);
     }
 }
 
