@@ -18,19 +18,42 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads ELF throu
 MACHINE = platform.machine()
 TIERS = list(show_config("dicts")["isa_flags"])
 
-# Multiplications, subtractions and additions of one turn of the main loop of functions that
-# kernels/table.h lists.
+# Multiplications, subtractions and additions of one turn of the main loop of every function that
+# src_c/kernels/table.h lists.
 MAIN_LOOP = {
-    "moments_more": (8, 8, 16),
     "normalize_1": (1, 2, 0),
-    "normalize_4": (4, 8, 0),
-    "normalize_run_stream": (1, 2, 0),
+    "normalize_relu_1": (1, 2, 0),
+    "normalize_residual_1": (1, 2, 1),
     "normalize_residual_relu_1": (1, 2, 1),
-    "backward_sums_more": (8, 4, 8),
-    "backward_sums_dx_last": (12, 4, 8),
+    "relu_backward_1": (1, 2, 0),
+    "relu_backward_residual_1": (1, 2, 1),
     "dx_1": (2, 2, 1),
+    "scale_1": (1, 0, 1),
+    "normalize_2": (2, 4, 0),
+    "normalize_4": (4, 8, 0),
+    "normalize_run": (1, 2, 0),
+    "normalize_1_stream": (1, 2, 0),
+    "normalize_4_stream": (4, 8, 0),
+    "normalize_run_stream": (1, 2, 0),
     "dx_2": (4, 4, 2),
+    "dx_run": (2, 2, 1),
+    "dx_1_stream": (2, 2, 1),
+    "dx_2_stream": (4, 4, 2),
+    "dx_run_stream": (2, 2, 1),
+    "scale_2": (2, 0, 2),
     "scale_4": (4, 0, 4),
+    "scale_run": (1, 0, 1),
+    "scale_1_stream": (1, 0, 1),
+    "scale_4_stream": (4, 0, 4),
+    "scale_run_stream": (1, 0, 1),
+    "moments_first": (8, 8, 14),
+    "moments_more": (8, 8, 16),
+    "moments_last": (8, 8, 16),
+    "backward_sums_first": (8, 4, 6),
+    "backward_sums_more": (8, 4, 8),
+    "backward_sums_last": (8, 4, 8),
+    "backward_sums_dx_more": (12, 4, 12),
+    "backward_sums_dx_last": (12, 4, 12),
 }
 VERBS = ("mul", "sub", "add")
 
@@ -91,6 +114,12 @@ def kernels(functions):
     for name, dtype, tier, body in functions:
         found[name, dtype, tier] += body
     return found
+
+
+def test_every_function_of_the_table_is_looked_at():
+    table = (Path(__file__).resolve().parents[2] / "src_c/kernels/table.h").read_text("utf-8")
+    listed = re.findall(r"^CBN_(?:MAP|REDUCTION)\((\w+),", table, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(MAIN_LOOP)
 
 
 @pytest.mark.parametrize("isa", TIERS)
