@@ -20,7 +20,7 @@
 /* Rows of an input that a provider hands out at a time, at most. */
 #define CBN_GROUP_ROWS 8
 
-/* Scratch slots of a tile: of one whose arrays are plain rows of float32 or float64, and of any
+/* Scratch slots of a tile: of one whose arrays are direct (kernels/rows.h), and of any
  * other one. kernels/slots.h says what each is for. */
 #define CBN_DIRECT_SLOTS 9
 #define CBN_SLOTS 36

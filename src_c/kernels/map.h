@@ -130,7 +130,7 @@ static map_function *function_of(const map_job *job, int rows, enum channels_of 
     return by_stores[stores] != NULL ? by_stores[stores] : by_stores[CBN_ORDINARY];
 }
 
-/* Plain rows where they are, `n` at once; or of one row the run of each channel. */
+/* Direct rows, `n` at once; or of one row the run of each channel. */
 static void map_direct(const map_job *job, const window *w, int n, enum channels_of of)
 {
     const ptrdiff_t run_bytes = job->tile.run * (ptrdiff_t)sizeof(element);

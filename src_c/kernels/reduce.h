@@ -34,7 +34,7 @@ static enum rows_of_block which_rows(const reduce_job *job, ptrdiff_t before, pt
                                                              : FIRST_ROWS;
 }
 
-/* --- plain rows, where they are -------------------------------------------------------------- */
+/* --- direct rows ------------------------------------------------------------------------------ */
 
 /* Of the rows from `first` on `left` are there. */
 static void choose_direct(const reduce_job *job, reduce_rows *to, ptrdiff_t first, ptrdiff_t left)

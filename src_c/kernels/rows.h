@@ -1,6 +1,6 @@
-/* Where rows come from and where they go: kernels see plain rows alone, at most CBN_GROUP_ROWS at a
- * time. A row of a plain array is used where it is. A row of any other array is copied to scratch
- * first, or made there and then brought to its place. */
+/* Where rows come from and where they go: at most CBN_GROUP_ROWS of them at a time. A row of a
+ * direct array is used where it is. A row of any other array is copied to scratch first, or made
+ * there and then brought to its place. */
 #ifndef CBN_ROWS_H
 #define CBN_ROWS_H
 
@@ -68,7 +68,7 @@ CBN_INLINE cbn_rows after_rows(cbn_rows array, ptrdiff_t count)
     return array;
 }
 
-/* Fewer lines at both ends are worth a loop of their own from so many columns on. */
+/* From so many columns on, whole lines gain more than the broken lines at both ends cost. */
 #define CBN_LEAST_ALIGNED 384
 
 /* Says where the rows of the tile lie, which are those of x. */
@@ -93,7 +93,7 @@ CBN_INLINE ptrdiff_t panel_cols(const cbn_rows *array, ptrdiff_t column, ptrdiff
     return cbn_least(PANEL - into_line, cols - column);
 }
 
-/* Row r of the window of a plain array. */
+/* Row r of the window of a direct array. */
 CBN_INLINE char *direct_row(const cbn_rows *array, const window *w, ptrdiff_t r)
 {
     return array->data + (w->row + r) * array->stride + w->column * (ptrdiff_t)sizeof(element);
@@ -185,8 +185,8 @@ CBN_UNUSED static const element *whole_row(const cbn_rows *in, ptrdiff_t r, cons
 
 /* --- output ---------------------------------------------------------------------------------- */
 
-/* Where to make the rows of the window; those that are not in place are made from `slot` on.
- * Returned: whether all are in place. */
+/* Where to make the rows of the window; those that are not direct are made from `slot` on.
+ * Returned: whether all are direct. */
 static int output_rows(element *rows[], const cbn_rows *out, const window *w, const cbn_tile *tile,
                        int slot)
 {

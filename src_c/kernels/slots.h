@@ -1,8 +1,8 @@
 /* Scratch of a tile. A slot has room for a number of up to eight bytes a column; the enumerations
  * say which slot is for what in a call, and no call uses the slots of two of them.
  *
- * Rows of an array have CBN_GROUP_ROWS slots from the named one on. Rows of plain arrays are used
- * where they are, so that tiles of plain arrays have the first CBN_DIRECT_SLOTS alone. */
+ * Rows of an array have CBN_GROUP_ROWS slots from the named one on. Rows of direct arrays are
+ * used where they are, so that tiles of direct arrays have the first CBN_DIRECT_SLOTS alone. */
 #ifndef CBN_SLOTS_H
 #define CBN_SLOTS_H
 
