@@ -167,7 +167,7 @@ static void map_copies(const map_job *job, window w, int n, enum channels_of of,
     const ptrdiff_t end = w.column + w.cols, at_once = job->even ? w.rows : 1;
     map_rows rows = {.rows = at_once};
     for (; w.column < end; w.column += w.cols) {
-        w.cols = job->in_panels ? panel_cols(&job->out, w.column, end) : end - w.column;
+        w.cols = job->in_panels ? panel_cols(&job->out, w.column, end, w.rows) : end - w.column;
         for (int operand = 0; operand < CBN_OPERANDS; ++operand) {
             if (has_operand(job, operand)) {
                 input_rows(in[operand], &job->in[operand], &w, &job->tile,

@@ -143,7 +143,7 @@ static void reduce_copies(const reduce_job *job, window w, ptrdiff_t before, ptr
     reduce_rows rows = job->numbers;
     rows.groups = 1;
     for (const ptrdiff_t end = job->tile.cols; w.column < end; w.column += w.cols) {
-        w.cols = in_panels ? panel_cols(lines, w.column, end) : end;
+        w.cols = in_panels ? panel_cols(lines, w.column, end, w.rows) : end;
         input_rows(at.x, &job->x, &w, &job->tile, job->x_slot);
         if (is_given(&job->dy)) {
             input_rows(at.dy, &job->dy, &w, &job->tile, job->dy_slot);

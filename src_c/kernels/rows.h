@@ -8,8 +8,13 @@
 
 /* Columns of half types that are converted at a time, so that they stay in the first-level cache
  * [panels]. The rows of a panel lie PANEL_STRIDE bytes apart. */
-/* same(256 -> 257): a panel may be of any width */
-enum { PANEL = 256, PANEL_STRIDE = PANEL * sizeof(float) + CBN_LINE_BYTES, HALF_BYTES = 2 };
+/* same(256 -> 257, 1024 -> 1025): a panel may be of any width */
+enum {
+    PANEL = 256,
+    PANEL_OF_A_ROW = 1024,
+    PANEL_STRIDE = PANEL * sizeof(float) + CBN_LINE_BYTES,
+    HALF_BYTES = 2
+};
 
 /* Rows and columns of a tile. */
 typedef struct window {
@@ -84,13 +89,15 @@ CBN_INLINE void place_tile(cbn_tile *tile, const cbn_rows *x)
     tile->skew = aligned ? (ptrdiff_t)(into_line / sizeof(element)) : 0;
 }
 
-/* Columns from `column` on up to the end of a line of the array, at most PANEL of them. */
-CBN_INLINE ptrdiff_t panel_cols(const cbn_rows *array, ptrdiff_t column, ptrdiff_t cols)
+/* Columns of a panel from `column` on, up to the end of a line of the array. */
+CBN_INLINE ptrdiff_t panel_cols(const cbn_rows *array, ptrdiff_t column, ptrdiff_t cols,
+                                ptrdiff_t rows)
 {
+    const ptrdiff_t most = rows == 1 ? PANEL_OF_A_ROW : PANEL;
     const ptrdiff_t itemsize = itemsize_of(array);
     const uintptr_t row = (uintptr_t)array->data + (uintptr_t)(column * itemsize);
     const ptrdiff_t into_line = (ptrdiff_t)(row % CBN_LINE_BYTES) / itemsize;
-    return cbn_least(PANEL - into_line, cols - column);
+    return cbn_least(most - into_line, cols - column);
 }
 
 /* Row r of the window of a direct array. */
@@ -215,7 +222,7 @@ static int output_rows(element *rows[], const cbn_rows *out, const window *w, co
 static void narrow_panel(const cbn_rows *out, element *const rows[], const window *w,
                          cbn_stores stores)
 {
-    char made[PANEL * HALF_BYTES];
+    char made[PANEL_OF_A_ROW * HALF_BYTES];
     char *to = out->data + w->row * out->stride + w->column * HALF_BYTES;
     for (ptrdiff_t r = 0; r < w->rows; ++r, to += out->stride) {
         const int past_caches = stores == CBN_PAST_CACHES;
