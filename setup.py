@@ -2,11 +2,11 @@
 
 cbn/_floor, which only `cbn bench` uses, is made of benchmarks/ in the same way.
 
-Each tier of src_c/isa is compiled with the flags of its instruction set. Sources are compiled side
+Each tier is compiled with the flags that src_c/isa/tiers.toml gives it. Sources are compiled side
 by side, and an object serves again as long as nothing that it was made of has changed (class Kept).
 These environment variables change the build:
 
-CBN_TIERS=avx2              builds this tier alone, or those of a list (avx2,avx512)
+CBN_TIERS=baseline,...      builds these tiers alone
 CBN_OBJECTS=folder          keeps objects in that folder instead of build/objects
 CBN_NO_OPENMP=1             builds without OpenMP
 CBN_WERROR=1                makes warnings about src_c errors
@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -37,11 +38,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
 from setuptools.errors import CompileError, LinkError, OptionError
 
-TIERS = {"x86_64": ["baseline", "avx2", "avx512"], "aarch64": ["baseline", "neon"]}
+TIERS = tomllib.loads((Path(__file__).parent / "src_c/isa/tiers.toml").read_text("utf-8"))
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
-GNU_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-GNU_AVX512 = [f"-mavx512{part}" for part in ("f", "cd", "bw", "dq", "vl")]
 GNU = {
     "c": [
         *("-std=c11", "-ffp-contract=off", "-fno-wrapv", "-fno-math-errno", "-fno-trapping-math"),
@@ -60,8 +59,7 @@ GNU = {
         "-DCBN_CHECK_SCRATCH",
     ],
     "coverage": ["--coverage", "-fprofile-update=atomic", "-O0"],
-    "avx2": GNU_AVX2,
-    "avx512": [*GNU_AVX2, *GNU_AVX512, "-mprefer-vector-width=512"],
+    "tiers": {name: tier["gnu"] for name, tier in TIERS.items()},
     "openmp": {"compile": ["-fopenmp"], "link": ["-fopenmp"]},
     "libraries": ["m"],
 }
@@ -72,8 +70,7 @@ MSVC = {
     "kernels": ["/O2"],
     "cython": [],
     "werror": ["/WX"],
-    "avx2": ["/arch:AVX2"],
-    "avx512": ["/arch:AVX512"],
+    "tiers": {name: tier["msvc"] for name, tier in TIERS.items()},
     "openmp": {"compile": ["/openmp"], "link": []},
     "libraries": [],
 }
@@ -191,8 +188,8 @@ class BuildExt(build_ext):
                 objects[module.name].append(job)
 
             for tier, tier_flags in reversed(self.isa_flags().items()):
-                for dtype in ("f32", "f64"):
-                    submit(core, f"src_c/isa/{tier}_{dtype}.c", [*kernels, *tier_flags])
+                for path in sorted(Path("src_c/isa").glob(f"{tier}_*.c")):
+                    submit(core, path.as_posix(), [*kernels, *tier_flags])
             submit(core, "src_c/isa/wide.c", kernels)
             written = [(ext, sorted(Path(ext.c_folder).glob("*.c"))) for ext in self.extensions]
             # Cython runs here, in this thread, while the pool waits for the compiler.
@@ -279,7 +276,7 @@ class BuildExt(build_ext):
         return self.toolchain[key]
 
     def isa_flags(self):
-        return {tier: self.toolchain.get(tier, []) for tier in chosen_tiers()}
+        return {tier: self.toolchain["tiers"][tier] for tier in chosen_tiers()}
 
     def check_compiler(self):
         if not self.runs(PROBE_C):
@@ -427,7 +424,7 @@ def usable_cpus():
 
 
 def known_tiers():
-    return TIERS.get(machine(), ["baseline"])
+    return [name for name, tier in TIERS.items() if tier["machine"] in ("any", machine())]
 
 
 def chosen_tiers():

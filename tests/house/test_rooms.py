@@ -30,6 +30,7 @@ BUILD_FILES = [
     ROOT / "setup.py",
     ROOT / "pyproject.toml",
     ROOT / "MANIFEST.in",
+    SRC_C / "isa" / "tiers.toml",
     *sorted((ROOT / ".ci").iterdir()),
 ]
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 from one_answer import EPS, EXTREMES, MATRICES, VECTORS, Arguments, compute, digest, name_of
+from tiers import tiers_of
 
 import cbn
 
@@ -64,13 +65,13 @@ def driver(tools, tmp_path_factory) -> Path:
     """tests/neon/driver.c and the C core, built as setup.py builds; a warning is an error."""
     with mock.patch("setuptools.setup"):
         setup = runpy.run_path(str(ROOT / "setup.py"))
-    gnu, tiers = setup["GNU"], setup["TIERS"]["aarch64"]
+    gnu = setup["GNU"]
     folder = tmp_path_factory.mktemp("neon")
     flags = [*gnu["c"], *gnu["werror"], f"-I{SRC_C}"]
     sources = {
-        SRC_C / "isa" / f"{tier}_{dtype}.c": [*gnu["kernels"], *gnu.get(tier, [])]
-        for tier in tiers
-        for dtype in ("f32", "f64")
+        path: [*gnu["kernels"], *gnu["tiers"][tier]]
+        for tier in tiers_of("aarch64")
+        for path in (SRC_C / "isa").glob(f"{tier}_*.c")
     }
     sources[SRC_C / "isa" / "wide.c"] = gnu["kernels"]
     core = [*gnu["core"], *gnu["openmp"]["compile"]]
@@ -147,7 +148,7 @@ def here(arguments, spatial) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-@pytest.mark.parametrize("arm_tier", ["baseline", "neon"])
+@pytest.mark.parametrize("arm_tier", tiers_of("aarch64"))
 def test_emulated(arm_tier, threads, tools, driver, vectors, here, tmp_path):
     output = tmp_path / "output"
     with mock.patch.dict(os.environ, CBN_ISA=arm_tier):

@@ -123,7 +123,7 @@ def test_every_function_of_the_table_is_looked_at():
 
 
 @pytest.mark.parametrize("isa", TIERS)
-@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("dtype", SUFFIX)
 @pytest.mark.parametrize("kernel", MAIN_LOOP)
 def test_the_main_loop_is_vector_code(kernel, dtype, isa, kernels):
     body = kernels[kernel, dtype, isa]

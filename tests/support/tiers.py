@@ -1,27 +1,35 @@
-"""Which ISA tiers must run on this machine."""
+"""What src_c/isa/tiers.toml says of the ISA tiers, and which must run on this machine."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+import tomllib
 from pathlib import Path
 
-X86_FLAGS = {
-    "avx2": {"avx2", "fma", "f16c"},
-    "avx512": {"avx2", "fma", "f16c", *(f"avx512{part}" for part in ("f", "cd", "bw", "dq", "vl"))},
-}
+ROOT = Path(__file__).resolve().parents[2]
+TIERS = tomllib.loads((ROOT / "src_c" / "isa" / "tiers.toml").read_text(encoding="utf-8"))
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+def tiers_of(machine: str) -> list[str]:
+    """The tiers that are built for a processor family, slowest first."""
+    return [name for name, tier in TIERS.items() if tier["machine"] in ("any", machine)]
 
 
 def cpu_tiers() -> list[str]:
     """The tiers of this CPU by the system's account, in which cbn has no part."""
-    if platform.machine().lower() in ("aarch64", "arm64"):
-        return ["baseline", "neon"]
+    machine = platform.machine().lower()
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
     line = re.search(r"^flags\s*:(.*)$", text, flags=re.MULTILINE)
     flags = set(line[1].split()) if line else set()
-    return ["baseline", *(tier for tier, needs in X86_FLAGS.items() if needs <= flags)]
+    return [
+        tier
+        for tier in tiers_of(MACHINES.get(machine, machine))
+        if flags.issuperset(TIERS[tier]["cpu"])
+    ]
 
 
 def required_tiers() -> list[str]:
