@@ -39,6 +39,11 @@ static void finish_sums(double *sum_dy, double *sum_dy_xhat, double *const sum[2
     }
 }
 
+static reduce_function *const sums_functions[] = {backward_sums_first, backward_sums_more,
+                                                  backward_sums_last};
+static reduce_function *const sums_dx_functions[] = {NULL, backward_sums_dx_more,
+                                                     backward_sums_dx_last};
+
 /* Which functions make the sums, and which makes dx. */
 static void choose_functions(reduce_job *job)
 {
@@ -49,14 +54,7 @@ static void choose_functions(reduce_job *job)
         job->map_dx = scale_1_stream;
     }
 #endif
-    if (with_dx && job->map_dx == NULL) {
-        job->function[MORE_ROWS] = backward_sums_dx_more;
-        job->function[LAST_ROWS] = backward_sums_dx_last;
-    } else {
-        job->function[FIRST_ROWS] = backward_sums_first;
-        job->function[MORE_ROWS] = backward_sums_more;
-        job->function[LAST_ROWS] = backward_sums_last;
-    }
+    job->function = with_dx && job->map_dx == NULL ? sums_dx_functions : sums_functions;
 }
 
 /* The sums of the channels of a tile, all of them in the working type. */

@@ -23,6 +23,24 @@ typedef struct map_rows {
     ptrdiff_t rows, cols, skew;
 } map_rows;
 
+/* No rows of any operand. GCC clears a struct as a whole by an instruction that waits for all stores
+ * past the caches, and a map has such a struct for every run [clears]. */
+CBN_INLINE map_rows no_map_rows(void)
+{
+    map_rows rows;
+    for (int operand = 0; operand < CBN_OPERANDS; ++operand) {
+        rows.in[operand] = NULL;
+        rows.in_stride[operand] = 0;
+    }
+    for (int k = 0; k < COEFFICIENTS; ++k) {
+        rows.coefficient[k] = NULL;
+    }
+    rows.out = NULL;
+    rows.out_stride = 0;
+    rows.rows = rows.cols = rows.skew = 0;
+    return rows;
+}
+
 /* The operands in a formula, as a set. */
 enum { X = 1 << CBN_X, DY = 1 << CBN_DY, RESIDUAL = 1 << CBN_RESIDUAL };
 
@@ -98,8 +116,8 @@ enum { MOMENTS_ROWS = 8, SUMS_ROWS = 4 }; /* that a reduction takes at once */
  * numbers of their columns; the sums of the block of rows, and the float64 sums with their rounding
  * errors. */
 typedef struct reduce_rows {
-    const element *x[MOMENTS_ROWS], *dy[SUMS_ROWS];
-    element *dx[SUMS_ROWS];
+    const element *const *x, *const *dy;
+    element *const *dx;
     ptrdiff_t groups, x_step, dy_step, dx_step;
     const element *anchor;
     const work *high, *power, *scale;
@@ -149,6 +167,23 @@ CBN_INLINE void keep_block_sums(const reduce_rows *rows, terms sums, ptrdiff_t j
 {
     rows->s[j] = sums.s;
     rows->t[j] = sums.t;
+}
+
+/* Sums without squares, which the first anchor does without. */
+CBN_INLINE void anchor_column(const reduce_rows *rows, ptrdiff_t group, enum rows_of_block which,
+                              ptrdiff_t j)
+{
+    const work x[MOMENTS_ROWS] = {x_at(rows, group, 0, j), x_at(rows, group, 1, j),
+                                  x_at(rows, group, 2, j), x_at(rows, group, 3, j),
+                                  x_at(rows, group, 4, j), x_at(rows, group, 5, j),
+                                  x_at(rows, group, 6, j), x_at(rows, group, 7, j)};
+    const work add = sum_of_differences(value(rows->anchor, j), x);
+    const work sum = which == FIRST_ROWS ? add : rows->s[j] + add;
+    if (which == LAST_ROWS) {
+        rows->sum[0][j] -= (double)sum;
+    } else {
+        rows->s[j] = sum;
+    }
 }
 
 CBN_INLINE void moments_column(const reduce_rows *rows, ptrdiff_t group, enum rows_of_block which,

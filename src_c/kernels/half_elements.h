@@ -18,15 +18,11 @@ CBN_INLINE int is_block(const void *data, ptrdiff_t stride, int swapped)
 typedef void widen_function(float *to, const half_type *from, ptrdiff_t n);
 typedef void narrow_function(half_type *to, const float *from, ptrdiff_t n);
 
-CBN_INLINE void load_half(void *to_, const char *from, ptrdiff_t stride, int swapped, ptrdiff_t n,
-                          widen_function *widen)
+/* Elements that do not touch; load and store take those that do in one call. */
+CBN_NOINLINE static void load_apart(float *to, const char *from, ptrdiff_t stride, int swapped,
+                                    ptrdiff_t n, widen_function *widen)
 {
-    float *const to = to_;
     half_type block[HALF_BLOCK];
-    if (is_block(from, stride, swapped)) {
-        widen(to, (const half_type *)(const void *)from, n);
-        return;
-    }
     /* same(< -> <=): sanitizers see the read past the end */
     for (ptrdiff_t i = 0, m; i < n; i += m) {
         m = cbn_least(n - i, HALF_BLOCK);
@@ -35,21 +31,36 @@ CBN_INLINE void load_half(void *to_, const char *from, ptrdiff_t stride, int swa
     }
 }
 
-CBN_INLINE void store_half(char *to, const void *from_, ptrdiff_t stride, int swapped, ptrdiff_t n,
-                           narrow_function *narrow)
+CBN_NOINLINE static void store_apart(char *to, const float *from, ptrdiff_t stride, int swapped,
+                                     ptrdiff_t n, narrow_function *narrow)
 {
-    const float *const from = from_;
     half_type block[HALF_BLOCK];
-    if (is_block(to, stride, swapped)) {
-        narrow((half_type *)(void *)to, from, n);
-        return;
-    }
     /* same(< -> <=): sanitizers see the read past the end */
     for (ptrdiff_t i = 0, m; i < n; i += m) {
         m = cbn_least(n - i, HALF_BLOCK);
         narrow(block, from + i, m);
         move_elements(to + i * stride, stride, (const char *)block, HALF_SIZE, HALF_SIZE, swapped,
                       m);
+    }
+}
+
+CBN_INLINE void load_half(float *to, const char *from, ptrdiff_t stride, int swapped, ptrdiff_t n,
+                          widen_function *widen)
+{
+    if (is_block(from, stride, swapped)) {
+        widen(to, (const half_type *)(const void *)from, n);
+    } else {
+        load_apart(to, from, stride, swapped, n, widen);
+    }
+}
+
+CBN_INLINE void store_half(char *to, const float *from, ptrdiff_t stride, int swapped, ptrdiff_t n,
+                           narrow_function *narrow)
+{
+    if (is_block(to, stride, swapped)) {
+        narrow((half_type *)(void *)to, from, n);
+    } else {
+        store_apart(to, from, stride, swapped, n, narrow);
     }
 }
 

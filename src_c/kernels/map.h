@@ -134,9 +134,10 @@ static map_function *function_of(const map_job *job, int rows, enum channels_of 
 static void map_direct(const map_job *job, const window *w, int n, enum channels_of of)
 {
     const ptrdiff_t run_bytes = job->tile.run * (ptrdiff_t)sizeof(element);
-    map_rows rows = {.rows = of == ONE_CHANNEL ? channels_of_tile(&job->tile) : w->rows,
-                     .cols = of == ONE_CHANNEL ? job->tile.run : w->cols,
-                     .skew = job->tile.skew};
+    map_rows rows = no_map_rows();
+    rows.rows = of == ONE_CHANNEL ? channels_of_tile(&job->tile) : w->rows;
+    rows.cols = of == ONE_CHANNEL ? job->tile.run : w->cols;
+    rows.skew = job->tile.skew;
     for (int operand = 0; operand < CBN_OPERANDS; ++operand) {
         if (has_operand(job, operand)) {
             const cbn_rows *const in = &job->in[operand];
@@ -162,10 +163,11 @@ CBN_INLINE ptrdiff_t distance(const void *const *rows, ptrdiff_t count)
  * columns are those of channel `channel`, or of each its own. */
 static void map_copies(const map_job *job, window w, int n, enum channels_of of, ptrdiff_t channel)
 {
-    const element *in[CBN_OPERANDS][CBN_GROUP_ROWS] = {{NULL}};
+    const element *in[CBN_OPERANDS][CBN_GROUP_ROWS];
     element *out[CBN_GROUP_ROWS];
     const ptrdiff_t end = w.column + w.cols, at_once = job->even ? w.rows : 1;
-    map_rows rows = {.rows = at_once};
+    map_rows rows = no_map_rows();
+    rows.rows = at_once;
     for (; w.column < end; w.column += w.cols) {
         w.cols = job->in_panels ? panel_cols(&job->out, w.column, end, w.rows) : end - w.column;
         for (int operand = 0; operand < CBN_OPERANDS; ++operand) {
@@ -185,7 +187,9 @@ static void map_copies(const map_job *job, window w, int n, enum channels_of of,
         }
         for (ptrdiff_t r = 0; r < w.rows; r += at_once) {
             for (int operand = 0; operand < CBN_OPERANDS; ++operand) {
-                rows.in[operand] = in[operand][r];
+                if (has_operand(job, operand)) {
+                    rows.in[operand] = in[operand][r];
+                }
             }
             rows.out = out[r];
             function_of(job, n, of, stores)(&rows);

@@ -53,7 +53,7 @@ static void set_first_anchor(element *anchor, double *const sum[2], const cbn_ro
 {
     const ptrdiff_t cols = tile->cols;
     memcpy(anchor, whole_row(x, 0, tile, MOMENTS_X), (size_t)cols * sizeof *anchor);
-    moments_blocks(sum, anchor, x, tile);
+    sum_differences(anchor_functions, sum, anchor, x, tile);
     const double inv_n = 1 / (double)tile->rows;
     double *const near = sum[0];
     CBN_SIMD

@@ -9,7 +9,7 @@
 typedef struct reduce_job {
     /* By rows_of_block. Where there is no function for the first rows of a block, or they are the
      * last as well, the sums start from zeros. */
-    reduce_function *function[3];
+    reduce_function *const *function;
     ptrdiff_t at_once; /* rows */
     cbn_tile tile;
 
@@ -34,52 +34,65 @@ static enum rows_of_block which_rows(const reduce_job *job, ptrdiff_t before, pt
                                                              : FIRST_ROWS;
 }
 
-/* --- direct rows ------------------------------------------------------------------------------ */
+/* --- rows and what takes the place of missing ones ---------------------------------------------
+ */
 
-/* Of the rows from `first` on `left` are there. */
-static void choose_direct(const reduce_job *job, reduce_rows *to, ptrdiff_t first, ptrdiff_t left)
+typedef struct reduce_pointers {
+    const element *x[CBN_GROUP_ROWS], *dy[CBN_GROUP_ROWS];
+    element *dx[CBN_GROUP_ROWS];
+} reduce_pointers;
+
+/* NULL stays NULL. */
+#define CBN_FROM(column, array) ((array) == NULL ? NULL : (array) + (column))
+
+/* Completes the rows that are taken at once, 4 or 8 of them, of which `count` are there. */
+CBN_INLINE void fill_missing(const reduce_job *job, reduce_pointers *at, ptrdiff_t count,
+                             ptrdiff_t column)
 {
-    const window w = {.row = first};
-    const ptrdiff_t there = cbn_least(left, job->at_once);
-    for (ptrdiff_t r = 0; r < there; ++r) {
-        to->x[r] = (const element *)(const void *)direct_row(&job->x, &w, r);
-    }
-    for (ptrdiff_t r = there; r < job->at_once; ++r) {
-        to->x[r] = job->missing_x != NULL ? job->missing_x : to->x[there - 1];
-    }
-    if (job->dy.data != NULL) {
-        for (ptrdiff_t r = 0; r < SUMS_ROWS; ++r) {
-            to->dy[r] = r < there ? (const element *)(const void *)direct_row(&job->dy, &w, r)
-                                  : job->missing_dy;
-        }
-    }
-    if (job->dx.data != NULL) {
-        for (ptrdiff_t r = 0; r < SUMS_ROWS; ++r) {
-            to->dx[r] =
-                r < there ? (element *)(void *)direct_row(&job->dx, &w, r) : job->missing_dx;
-        }
+    for (ptrdiff_t r = count; (r & (job->at_once - 1)) != 0; ++r) {
+        at->x[r] = job->missing_x != NULL ? job->missing_x + column : at->x[count - 1];
+        at->dy[r] = CBN_FROM(column, job->missing_dy);
+        at->dx[r] = CBN_FROM(column, job->missing_dx);
     }
 }
 
+/* The rows of a group from `first` on, among those of `at`. */
+CBN_INLINE void choose_rows(reduce_rows *to, const reduce_pointers *at, ptrdiff_t first)
+{
+    to->x = at->x + first;
+    to->dy = at->dy + first;
+    to->dx = at->dx + first;
+}
+
+/* --- direct rows ------------------------------------------------------------------------------ */
+
 static void reduce_direct(const reduce_job *job, ptrdiff_t first, ptrdiff_t block_rows)
 {
+    const cbn_rows *const x = &job->x, *const dy = &job->dy, *const dx = &job->dx;
+    reduce_pointers at;
     reduce_rows rows = job->numbers;
-    rows.x_step = job->at_once * job->x.stride;
-    rows.dy_step = job->at_once * job->dy.stride;
-    rows.dx_step = job->at_once * job->dx.stride;
+    rows.x_step = job->at_once * x->stride;
+    rows.dy_step = job->at_once * dy->stride;
+    rows.dx_step = job->at_once * dx->stride;
+    choose_rows(&rows, &at, 0);
     for (ptrdiff_t before = 0; before < block_rows; before += rows.groups * job->at_once) {
         const enum rows_of_block which = which_rows(job, before, block_rows);
-        const ptrdiff_t left = block_rows - before;
+        const ptrdiff_t left = block_rows - before, there = cbn_least(left, job->at_once);
+        const window w = {.row = first + before, .rows = there};
+        direct_rows(at.x, x, &w);
+        if (is_given(dy)) {
+            direct_rows(at.dy, dy, &w);
+        }
+        for (ptrdiff_t r = 0; is_given(dx) && r < there; ++r) {
+            at.dx[r] = (element *)(void *)direct_row(dx, &w, r);
+        }
+        fill_missing(job, &at, there, 0);
         rows.groups = which == MORE_ROWS ? (left - 1) / job->at_once : 1;
-        choose_direct(job, &rows, first + before, left);
         job->function[which](&rows);
     }
 }
 
 /* --- copies of rows -------------------------------------------------------------------------- */
-
-/* NULL stays NULL. */
-#define CBN_FROM(column, array) ((array) == NULL ? NULL : (array) + (column))
 
 /* Moves the numbers of the columns on by `count` columns. */
 static void move_columns(reduce_rows *rows, ptrdiff_t count)
@@ -97,32 +110,11 @@ static void move_columns(reduce_rows *rows, ptrdiff_t count)
     rows->skew = rows->skew > 0 ? (rows->skew + count) % LINE : 0;
 }
 
-typedef struct copied_rows {
-    const element *x[CBN_GROUP_ROWS], *dy[CBN_GROUP_ROWS];
-    element *dx[CBN_GROUP_ROWS];
-} copied_rows;
-
-/* The rows at once from row `first` on, of `count`, and what takes the place of missing ones. */
-static void choose_copies(const reduce_job *job, reduce_rows *to, const copied_rows *from,
-                          ptrdiff_t first, ptrdiff_t count, ptrdiff_t column)
+static void make_dx(const reduce_job *job, const reduce_pointers *rows, const window *w)
 {
-    const element *const missing_x = CBN_FROM(column, job->missing_x);
-    for (ptrdiff_t r = 0; r < job->at_once; ++r) {
-        const int there = first + r < count;
-        const element *const last = from->x[count - 1];
-        to->x[r] = there ? from->x[first + r] : missing_x != NULL ? missing_x : last;
-        if (is_given(&job->dy)) {
-            to->dy[r] = there ? from->dy[first + r] : job->missing_dy + column;
-        }
-        if (is_given(&job->dx)) {
-            to->dx[r] = there ? from->dx[first + r] : job->missing_dx + column;
-        }
-    }
-}
-
-static void make_dx(const reduce_job *job, const copied_rows *rows, const window *w)
-{
-    map_rows row = {.rows = 1, .cols = w->cols};
+    map_rows row = no_map_rows();
+    row.rows = 1;
+    row.cols = w->cols;
     for (int k = 0; k < COEFFICIENTS; ++k) {
         row.coefficient[k] = job->numbers.scale + w->column;
     }
@@ -139,7 +131,7 @@ static void reduce_copies(const reduce_job *job, window w, ptrdiff_t before, ptr
     const int in_panels = job->map_dx != NULL || comes_in_panels(&job->x) ||
                           comes_in_panels(&job->dy) || comes_in_panels(&job->dx);
     const cbn_rows *const lines = job->map_dx != NULL ? &job->dx : &job->x;
-    copied_rows at;
+    reduce_pointers at;
     reduce_rows rows = job->numbers;
     rows.groups = 1;
     for (const ptrdiff_t end = job->tile.cols; w.column < end; w.column += w.cols) {
@@ -151,9 +143,10 @@ static void reduce_copies(const reduce_job *job, window w, ptrdiff_t before, ptr
         if (is_given(&job->dx)) {
             output_rows(at.dx, &job->dx, &w, &job->tile, job->dx_slot);
         }
+        fill_missing(job, &at, w.rows, w.column);
         rows.cols = w.cols;
         for (ptrdiff_t r = 0; r < w.rows; r += job->at_once) {
-            choose_copies(job, &rows, &at, r, w.rows, w.column);
+            choose_rows(&rows, &at, r);
             job->function[which_rows(job, before + r, block_rows)](&rows);
         }
         if (job->map_dx != NULL) {
@@ -195,11 +188,16 @@ static void reduce_blocks(const reduce_job *job)
 
 /* --- moments of the rows of a tile ----------------------------------------------------------- */
 
-/* sum[0] = sum(x - anchor) and sum[1] = sum((x - anchor)^2) of each column. */
-static void moments_blocks(double *const sum[2], const element *anchor, const cbn_rows *x,
-                           const cbn_tile *tile)
+static reduce_function *const anchor_functions[] = {anchor_first, anchor_more, anchor_last};
+static reduce_function *const moments_functions[] = {moments_first, moments_more, moments_last};
+
+/* sum[0] = sum(x - anchor) of each column; with moments_functions also sum[1] = sum((x -
+ * anchor)^2).
+ */
+static void sum_differences(reduce_function *const functions[], double *const sum[2],
+                            const element *anchor, const cbn_rows *x, const cbn_tile *tile)
 {
-    const reduce_job job = {.function = {moments_first, moments_more, moments_last},
+    const reduce_job job = {.function = functions,
                             .at_once = MOMENTS_ROWS,
                             .tile = *tile,
                             .x = *x,
@@ -214,6 +212,12 @@ static void moments_blocks(double *const sum[2], const element *anchor, const cb
     memset(sum[0], 0, (size_t)tile->cols * sizeof *sum[0]);
     memset(sum[1], 0, (size_t)tile->cols * sizeof *sum[1]);
     reduce_blocks(&job);
+}
+
+static void moments_blocks(double *const sum[2], const element *anchor, const cbn_rows *x,
+                           const cbn_tile *tile)
+{
+    sum_differences(moments_functions, sum, anchor, x, tile);
 }
 
 #endif

@@ -121,8 +121,8 @@ CBN_INLINE char *panel_at(const cbn_tile *tile, int slot)
 
 /* --- input ----------------------------------------------------------------------------------- */
 
-static void widen_panel(const element *rows[], const cbn_rows *in, const window *w,
-                        const cbn_tile *tile, int slot)
+CBN_INLINE void widen_panel(const element *rows[], const cbn_rows *in, const window *w,
+                            const cbn_tile *tile, int slot)
 {
     char *to = panel_at(tile, slot);
     const char *from = in->data + w->row * in->stride + w->column * HALF_BYTES;
@@ -158,14 +158,19 @@ static void read_rows(const element *rows[], const cbn_rows *in, const window *w
     }
 }
 
+CBN_INLINE void direct_rows(const element *rows[], const cbn_rows *in, const window *w)
+{
+    for (ptrdiff_t r = 0; r < w->rows; ++r) {
+        rows[r] = (const element *)(const void *)direct_row(in, w, r);
+    }
+}
+
 /* The rows of the window, where they are or as copies from `slot` on. */
 CBN_INLINE void input_rows(const element *rows[], const cbn_rows *in, const window *w,
                            const cbn_tile *tile, int slot)
 {
     if (is_direct(in)) {
-        for (ptrdiff_t r = 0; r < w->rows; ++r) {
-            rows[r] = (const element *)(const void *)direct_row(in, w, r);
-        }
+        direct_rows(rows, in, w);
     } else if (in->half != NULL) {
         widen_panel(rows, in, w, tile, slot);
     } else if (in->access->scattered) {
@@ -194,8 +199,8 @@ CBN_UNUSED static const element *whole_row(const cbn_rows *in, ptrdiff_t r, cons
 
 /* Where to make the rows of the window; those that are not direct are made from `slot` on.
  * Returned: whether all are direct. */
-static int output_rows(element *rows[], const cbn_rows *out, const window *w, const cbn_tile *tile,
-                       int slot)
+CBN_INLINE int output_rows(element *rows[], const cbn_rows *out, const window *w,
+                           const cbn_tile *tile, int slot)
 {
     const cbn_access *const access = out->access;
     int direct = out->half == NULL;
@@ -219,8 +224,8 @@ static int output_rows(element *rows[], const cbn_rows *out, const window *w, co
     return direct;
 }
 
-static void narrow_panel(const cbn_rows *out, element *const rows[], const window *w,
-                         cbn_stores stores)
+CBN_INLINE void narrow_panel(const cbn_rows *out, element *const rows[], const window *w,
+                             cbn_stores stores)
 {
     char made[PANEL_OF_A_ROW * HALF_BYTES];
     char *to = out->data + w->row * out->stride + w->column * HALF_BYTES;
@@ -256,8 +261,8 @@ static void write_rows(const cbn_rows *out, element *const rows[], const window 
 }
 
 /* Brings the rows that output_rows() gave, and that are made now, to their place. */
-static void commit_rows(const cbn_rows *out, element *const rows[], const window *w,
-                        const cbn_tile *tile, int slot)
+CBN_INLINE void commit_rows(const cbn_rows *out, element *const rows[], const window *w,
+                            const cbn_tile *tile, int slot)
 {
     if (out->half != NULL) {
         narrow_panel(out, rows, w, tile->stores);

@@ -50,6 +50,9 @@ CBN_MAP(scale_4_stream,            map_stream_bursts, scaled,                   
 CBN_MAP(scale_run_stream,          map_stream_lines,  scaled,                            DY,                1, ONE_CHANNEL)
 #endif
 
+CBN_REDUCTION(anchor_first,          anchor_column,           1,             FIRST_ROWS)
+CBN_REDUCTION(anchor_more,           anchor_column,           1,             MORE_ROWS)
+CBN_REDUCTION(anchor_last,           anchor_column,           1,             LAST_ROWS)
 CBN_REDUCTION(moments_first,         moments_column,          1,             FIRST_ROWS)
 CBN_REDUCTION(moments_more,          moments_column,          1,             MORE_ROWS)
 CBN_REDUCTION(moments_last,          moments_column,          1,             LAST_ROWS)

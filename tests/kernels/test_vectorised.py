@@ -46,6 +46,9 @@ MAIN_LOOP = {
     "scale_1_stream": (1, 0, 1),
     "scale_4_stream": (4, 0, 4),
     "scale_run_stream": (1, 0, 1),
+    "anchor_first": (0, 8, 7),
+    "anchor_more": (0, 8, 8),
+    "anchor_last": (0, 8, 8),
     "moments_first": (8, 8, 14),
     "moments_more": (8, 8, 16),
     "moments_last": (8, 8, 16),
@@ -138,6 +141,17 @@ def test_products_are_rounded_before_they_are_added(functions):
     for name, _, _, body in functions:
         fused = [line for line in body if CONTRACTED.match(line)]
         assert not fused, (name, fused[0])
+
+
+@pytest.mark.skipif(MACHINE == "aarch64", reason="only x86 has string instructions")
+@pytest.mark.parametrize("isa", TIERS)
+def test_no_string_instruction_runs_once_a_run_or_panel(isa, kernels):
+    """It would wait for all stores past the caches: [clears] of docs/decisions.md."""
+    for driver in ("map_direct", "map_copies", "reduce_copies"):
+        for dtype in ("f32", "f64"):
+            body = kernels[driver, dtype, isa]
+            assert body, f"{driver} is no function: look at the one that has it inside"
+            assert not [line for line in body if re.match(r"rep\w* (stos|movs)", line)]
 
 
 @pytest.mark.skipif(MACHINE == "aarch64", reason="registers have one width")

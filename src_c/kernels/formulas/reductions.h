@@ -15,11 +15,29 @@ CBN_INLINE work sum_of_4(const work v[4]) { return (v[0] + v[1]) + (v[2] + v[3])
 
 CBN_INLINE work sum_of_8(const work v[8]) { return sum_of_4(v) + sum_of_4(v + 4); }
 
-/* s = -sum(d), t = sum(d * d) of eight rows with d = x - anchor.        docs/math.md (1), (2) */
+typedef struct differences {
+    work d[8];
+} differences;
+
+/* d = anchor - x of eight rows. */
+CBN_INLINE differences differences_from(work anchor, const work x[8])
+{
+    return (differences){{anchor - x[0], anchor - x[1], anchor - x[2], anchor - x[3], anchor - x[4],
+                          anchor - x[5], anchor - x[6], anchor - x[7]}};
+}
+
+/* s = -sum(x - anchor) of eight rows.                                        docs/math.md (1) */
+CBN_INLINE work sum_of_differences(work anchor, const work x[8])
+{
+    const differences from = differences_from(anchor, x);
+    return sum_of_8(from.d);
+}
+
+/* s = -sum(x - anchor), t = sum((x - anchor)^2) of eight rows.          docs/math.md (1), (2) */
 CBN_INLINE terms moments_terms(work anchor, const work x[8])
 {
-    const work d[8] = {anchor - x[0], anchor - x[1], anchor - x[2], anchor - x[3],
-                       anchor - x[4], anchor - x[5], anchor - x[6], anchor - x[7]};
+    const differences from = differences_from(anchor, x);
+    const work *const d = from.d;
     const work d_d[8] = {d[0] * d[0], d[1] * d[1], d[2] * d[2], d[3] * d[3],
                          d[4] * d[4], d[5] * d[5], d[6] * d[6], d[7] * d[7]};
     return (terms){sum_of_8(d), sum_of_8(d_d)};
