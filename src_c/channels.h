@@ -21,7 +21,7 @@ void cbn_channels_scale(double *scale, const double *gamma, const double *invstd
 
 /* The sums that double backward reduces, (51). */
 typedef struct cbn_double_sums {
-    const double *dy, *dy_xhat, *ddx, *ddx_xhat, *dy_ddx;
+    const double *dy_xhat, *dy, *ddx_xhat, *ddx, *dy_ddx;
 } cbn_double_sums;
 
 /* The coefficients of g_x, those of ddx, xhat and one times 1/n, and g_gamma: (52)-(57).

@@ -3,50 +3,95 @@
 #include "cbn.h"
 #include "channels.h"
 
-static void invstd(const operation *op, cbn_place at)
+static const cbn_rows no_rows = {.data = NULL};
+
+static void invstd(const operation *op, cbn_place place)
 {
-    op->kernels->arithmetic->invstd(op->statistics.invstd + at.column,
-                                    op->statistics.var + at.column, op->eps, at.columns);
+    op->kernels->arithmetic->invstd(op->statistics.invstd + place.column,
+                                    op->statistics.var + place.column, op->eps, place.columns);
 }
 
-static void scale(const operation *op, cbn_place at)
+static void scale(const operation *op, cbn_place place)
 {
-    cbn_channels_scale(coefficient(op, SCALE, at), or_null(op->gamma, at),
-                       op->statistics.invstd + at.column, at.columns);
+    cbn_channels_scale(coefficient(op, SCALE, place), or_null(op->gamma, place),
+                       op->statistics.invstd + place.column, place.columns);
 }
 
-static void moments_piece(const operation *op, const cbn_piece *piece, double *const results[])
+/* --- reductions ------------------------------------------------------------------------------ */
+
+enum { BASE, OFFSET, M2, MOMENTS };
+enum { SUM_DY_XHAT, SUM_DY, SUMS };
+
+static void moments_of_piece(const operation *op, const cbn_piece *piece, double *const results[])
 {
-    op->kernels->moments(results[0], results[1], results[2], rows_of(op, X, piece), piece->tile);
+    op->kernels->moments(results[BASE], results[OFFSET], results[M2], rows_of(op, X, piece),
+                         piece->tile);
 }
 
-static void moments_tile(const void *operation_, cbn_place at)
+static void merge_moments(const operation *op, double *const into[], double *const from[],
+                          ptrdiff_t n1, ptrdiff_t n2, ptrdiff_t count)
 {
-    reduce_place(operation_, at, moments_piece);
+    op->kernels->arithmetic->merge_moments(into[BASE], into[OFFSET], into[M2], from[BASE],
+                                           from[OFFSET], from[M2], n1, n2, count);
 }
 
-static void shift(const operation *op, cbn_place at)
+/* Sums merge alike, however many there are. */
+static void merge_sums(const operation *op, double *const into[], double *const from[],
+                       ptrdiff_t n1, ptrdiff_t n2, ptrdiff_t count)
 {
-    if (op->beta == NULL) {
-        cbn_channels_copy(coefficient(op, ALONG_ONE, at), NULL, 0, at.columns);
-    } else {
-        take(op, ALONG_ONE, op->beta, at);
+    (void)n1;
+    (void)n2;
+    for (int k = 0; k < op->recipe->reduction->partials; ++k) {
+        cbn_channels_add(into[k], from[k], count);
     }
 }
 
-static void normalize_coefficients(const operation *op, cbn_place at)
+const cbn_reduction cbn_moments_reduction = {
+    .partials = MOMENTS,
+    .coefficients = COEFFICIENTS,
+    .kernel = moments_of_piece,
+    .merge = merge_moments,
+};
+
+static void sums_of_piece(const operation *op, const cbn_piece *piece, double *const results[])
 {
-    scale(op, at);
-    shift(op, at);
-    take_statistics(op, at);
-    spread_to_lanes(op, at);
+    const cbn_channels channels = channels_at(op, piece->place);
+    op->kernels->backward_sums(results[SUM_DY_XHAT], results[SUM_DY], no_rows,
+                               rows_of(op, DY, piece), rows_of(op, X, piece), piece->tile,
+                               &channels);
 }
 
-static void normalize_start(const void *operation_, cbn_place at)
+static const cbn_reduction sums_reduction = {
+    .partials = SUMS,
+    .coefficients = COEFFICIENTS,
+    .kernel = sums_of_piece,
+    .merge = merge_sums,
+};
+
+/* --- training forward and inference ---------------------------------------------------------- */
+
+static void shift(const operation *op, cbn_place place)
+{
+    if (op->beta == NULL) {
+        cbn_channels_copy(coefficient(op, ALONG_ONE, place), NULL, 0, place.columns);
+    } else {
+        copy_to_lanes(op, ALONG_ONE, op->beta, place);
+    }
+}
+
+static void normalize_coefficients(const operation *op, cbn_place place)
+{
+    scale(op, place);
+    shift(op, place);
+    copy_statistics_to_lanes(op, place);
+    spread_to_lanes(op, place);
+}
+
+static void normalize_start(const void *operation_, cbn_place place)
 {
     const operation *const op = operation_;
-    invstd(op, at);
-    normalize_coefficients(op, at);
+    invstd(op, place);
+    normalize_coefficients(op, place);
 }
 
 typedef struct channel_of_x {
@@ -61,144 +106,135 @@ static double channel_value(const void *x, ptrdiff_t row)
 }
 
 /* float64 has no wider type to turn to, as float32 kernels do. */
-static void retake_overflowed(const operation *op, cbn_place at)
+static void retake_overflowed(const operation *op, cbn_place place)
 {
     const cbn_statistics *const s = &op->statistics;
-    for (ptrdiff_t j = at.column; j < at.column + at.columns; ++j) {
+    for (ptrdiff_t j = place.column; j < place.column + place.columns; ++j) {
         if (s->var[j] - s->var[j] != 0) {
             const channel_of_x x = {op, j};
             cbn_channels_scaled_statistics(&s->mean[j], &s->mean_low[j], &s->var[j], &s->invstd[j],
-                                           op->eps, channel_value, &x, op->work.rows);
+                                           op->eps, channel_value, &x, op->plan.positions);
         }
     }
 }
 
-static void moments_finish(const void *operation_, cbn_place at)
+static void moments_finish(const void *operation_, cbn_place place)
 {
     const operation *const op = operation_;
     const cbn_statistics *const s = &op->statistics;
-    merge_partials(op, at);
+    merge_partials(op, place);
     op->kernels->arithmetic->statistics(
-        s->mean + at.column, s->mean_low + at.column, s->var + at.column, partial_at(op, 0, 0, at),
-        partial_at(op, 0, 1, at), partial_at(op, 0, 2, at), op->work.rows, at.columns);
-    invstd(op, at);
+        s->mean + place.column, s->mean_low + place.column, s->var + place.column,
+        partial_at(op, 0, BASE, place), partial_at(op, 0, OFFSET, place),
+        partial_at(op, 0, M2, place), op->plan.positions, place.columns);
+    invstd(op, place);
     if (op->kernels->element == sizeof(double)) {
-        retake_overflowed(op, at);
+        retake_overflowed(op, place);
     }
 }
 
-static void forward_finish(const void *operation_, cbn_place at)
+static void forward_finish(const void *operation_, cbn_place place)
 {
-    moments_finish(operation_, at);
-    normalize_coefficients(operation_, at);
+    moments_finish(operation_, place);
+    normalize_coefficients(operation_, place);
 }
 
 static cbn_channels normalize_channels(const operation *op, const cbn_piece *piece)
 {
-    cbn_channels channels = channels_at(op, piece->at);
-    channels.scale = coefficient(op, SCALE, piece->at);
-    channels.along_one = op->beta == NULL ? coefficient(op, ALONG_ONE, piece->at)
-                                          : taken(op, ALONG_ONE, op->beta, piece->at);
+    cbn_channels channels = channels_at(op, piece->place);
+    channels.scale = coefficient(op, SCALE, piece->place);
+    channels.along_one = op->beta == NULL ? coefficient(op, ALONG_ONE, piece->place)
+                                          : for_lanes(op, ALONG_ONE, op->beta, piece->place);
     return channels;
 }
 
-static void normalize_tile(const void *operation_, cbn_place at)
+static void normalize_place(const void *operation_, cbn_place place)
 {
     const operation *const op = operation_;
-    for (cbn_piece piece = {.parts = 0}; next_piece(op, at, 1, &piece);) {
+    for (cbn_piece piece = {.index = 0}; next_piece(op, place, 1, &piece);) {
         const cbn_channels channels = normalize_channels(op, &piece);
         op->kernels->normalize(rows_of(op, OUT, &piece), rows_of(op, X, &piece),
                                rows_of(op, RESIDUAL, &piece), op->relu, piece.tile, &channels);
     }
 }
 
-static void sums_start(const void *operation_, cbn_place at)
+static void sums_start(const void *operation_, cbn_place place)
 {
     const operation *const op = operation_;
-    take_statistics(op, at);
-    spread_to_lanes(op, at);
+    copy_statistics_to_lanes(op, place);
+    spread_to_lanes(op, place);
 }
 
-static void sums_piece(const operation *op, const cbn_piece *piece, double *const results[])
-{
-    cbn_channels channels = channels_at(op, piece->at);
-    op->kernels->backward_sums(results[0], results[1], (cbn_rows){.data = NULL},
-                               rows_of(op, DY, piece), rows_of(op, X, piece), piece->tile,
-                               &channels);
-}
-
-static void sums_tile(const void *operation_, cbn_place at)
-{
-    reduce_place(operation_, at, sums_piece);
-}
-
-static void sums_finish(const void *operation_, cbn_place at)
+static void sums_finish(const void *operation_, cbn_place place)
 {
     const operation *const op = operation_;
-    merge_partials(op, at);
-    cbn_channels_copy(op->dbeta + at.column, partial_at(op, 0, 0, at), 0, at.columns);
-    cbn_channels_copy(op->dgamma + at.column, partial_at(op, 0, 1, at), 0, at.columns);
+    merge_partials(op, place);
+    cbn_channels_copy(op->dgamma + place.column, partial_at(op, 0, SUM_DY_XHAT, place), 0,
+                      place.columns);
+    cbn_channels_copy(op->dbeta + place.column, partial_at(op, 0, SUM_DY, place), 0, place.columns);
 }
 
 /* One value has no gradient, which the rounding of scale would not quite give. */
-static void backward_scale(const operation *op, cbn_place at)
+static void backward_scale(const operation *op, cbn_place place)
 {
     if (op->statistics.count == 1) {
-        cbn_channels_copy(coefficient(op, SCALE, at), NULL, 0, at.columns);
+        cbn_channels_copy(coefficient(op, SCALE, place), NULL, 0, place.columns);
     } else {
-        scale(op, at);
+        scale(op, place);
     }
 }
 
-/* The Jacobian's map of sums 0 and 1, plus gamma_dot along xhat and beta along one: (16), (30). */
-static void jacobian_coefficients(const operation *op, const double *sum, const double *sum_xhat,
-                                  cbn_place at)
+/* The Jacobian's map of these sums, plus gamma_dot along xhat and beta along one: (16), (30). */
+static void jacobian_coefficients(const operation *op, const double *sum_xhat, const double *sum,
+                                  cbn_place place)
 {
-    const double *const by_scale = coefficient(op, SCALE, at);
-    op->kernels->arithmetic->project(coefficient(op, ALONG_ONE, at), sum, by_scale,
-                                     op->statistics.count, or_null(op->beta, at), at.columns);
-    op->kernels->arithmetic->project(coefficient(op, ALONG_XHAT, at), sum_xhat, by_scale,
-                                     op->statistics.count, or_null(op->gamma_dot, at), at.columns);
-    spread_to_lanes(op, at);
+    const double *const by_scale = coefficient(op, SCALE, place);
+    op->kernels->arithmetic->project(coefficient(op, ALONG_XHAT, place), sum_xhat, by_scale,
+                                     op->statistics.count, or_null(op->gamma_dot, place),
+                                     place.columns);
+    op->kernels->arithmetic->project(coefficient(op, ALONG_ONE, place), sum, by_scale,
+                                     op->statistics.count, or_null(op->beta, place), place.columns);
+    spread_to_lanes(op, place);
 }
 
-static void jvp_finish(const void *operation_, cbn_place at)
+static void jvp_finish(const void *operation_, cbn_place place)
 {
     const operation *const op = operation_;
-    merge_partials(op, at);
-    backward_scale(op, at);
-    jacobian_coefficients(op, partial_at(op, 0, 0, at), partial_at(op, 0, 1, at), at);
+    merge_partials(op, place);
+    backward_scale(op, place);
+    jacobian_coefficients(op, partial_at(op, 0, SUM_DY_XHAT, place),
+                          partial_at(op, 0, SUM_DY, place), place);
 }
 
-static void backward_finish(const void *operation_, cbn_place at)
+static void backward_finish(const void *operation_, cbn_place place)
 {
     const operation *const op = operation_;
-    sums_finish(op, at);
-    backward_scale(op, at);
-    jacobian_coefficients(op, op->dbeta + at.column, op->dgamma + at.column, at);
+    sums_finish(op, place);
+    backward_scale(op, place);
+    jacobian_coefficients(op, op->dgamma + place.column, op->dbeta + place.column, place);
 }
 
-static void apply_start(const void *operation_, cbn_place at)
+static void apply_start(const void *operation_, cbn_place place)
 {
     const operation *const op = operation_;
-    take_statistics(op, at);
-    backward_scale(op, at);
-    jacobian_coefficients(op, op->dbeta + at.column, op->dgamma + at.column, at);
+    copy_statistics_to_lanes(op, place);
+    backward_scale(op, place);
+    jacobian_coefficients(op, op->dgamma + place.column, op->dbeta + place.column, place);
 }
 
 static cbn_channels jacobian_channels(const operation *op, const cbn_piece *piece)
 {
-    cbn_channels channels = channels_at(op, piece->at);
-    channels.scale = coefficient(op, SCALE, piece->at);
-    channels.along_xhat = coefficient(op, ALONG_XHAT, piece->at);
-    channels.along_one = coefficient(op, ALONG_ONE, piece->at);
+    cbn_channels channels = channels_at(op, piece->place);
+    channels.scale = coefficient(op, SCALE, piece->place);
+    channels.along_xhat = coefficient(op, ALONG_XHAT, piece->place);
+    channels.along_one = coefficient(op, ALONG_ONE, piece->place);
     return channels;
 }
 
-static void dx_tile(const void *operation_, cbn_place at)
+static void dx_place(const void *operation_, cbn_place place)
 {
     const operation *const op = operation_;
-    for (cbn_piece piece = {.parts = 0}; next_piece(op, at, 1, &piece);) {
+    for (cbn_piece piece = {.index = 0}; next_piece(op, place, 1, &piece);) {
         const cbn_channels channels = jacobian_channels(op, &piece);
         op->kernels->backward_dx(rows_of(op, OUT, &piece), rows_of(op, DY, &piece),
                                  rows_of(op, X, &piece), piece.tile, &channels);
@@ -206,88 +242,107 @@ static void dx_tile(const void *operation_, cbn_place at)
 }
 
 /* The affine map that forward took, for the sign of y. */
-static void gated_start(const void *operation_, cbn_place at)
+static void gated_start(const void *operation_, cbn_place place)
 {
-    normalize_coefficients(operation_, at);
+    normalize_coefficients(operation_, place);
 }
 
 /* Gated, and while that is in the cache its sums. */
-static void gated_tile(const void *operation_, cbn_place at)
+static void gated_place(const void *operation_, cbn_place place)
 {
     const operation *const op = operation_;
-    for (cbn_piece piece = {.parts = 0}; next_piece(op, at, 1, &piece);) {
+    for (cbn_piece piece = {.index = 0}; next_piece(op, place, 1, &piece);) {
         const cbn_channels channels = normalize_channels(op, &piece);
         const cbn_rows residual = rows_of(op, RESIDUAL, &piece);
         piece.tile.stores = CBN_ORDINARY;
         op->kernels->relu_backward(rows_of(op, DY, &piece), rows_of(op, GATED, &piece),
                                    rows_of(op, X, &piece), residual, piece.tile, &channels);
     }
-    reduce_place(op, at, sums_piece);
+    reduce_place(op, place);
 }
 
 /* beta belongs to the sign alone. */
-static void gated_finish(const void *operation_, cbn_place at)
+static void gated_finish(const void *operation_, cbn_place place)
 {
     operation without_beta = *(const operation *)operation_;
     without_beta.beta = NULL;
-    backward_finish(&without_beta, at);
+    backward_finish(&without_beta, place);
 }
 
-static void inference_backward_start(const void *operation_, cbn_place at)
+static void inference_backward_start(const void *operation_, cbn_place place)
 {
     const operation *const op = operation_;
-    invstd(op, at);
-    scale(op, at);
-    sums_start(op, at);
+    invstd(op, place);
+    scale(op, place);
+    sums_start(op, place);
 }
 
-static int in_place(const operation *op)
+static int is_in_place(const operation *op)
 {
     const void *const dx = op->operands[OUT]->data;
     return dx == op->operands[DY]->data || dx == op->operands[X]->data;
 }
 
-/* Sums that float32 cannot hold are taken twice, so that dx over dy or x itself must come after
- * them; and so it is faster past the caches, while the tile is in one of them, unless dx can be
- * stored past them along with the sums. */
-static int apart(const operation *op)
+/* Whether dx is made after the sums and not along with them. Sums that float32 cannot hold are
+ * taken twice, so that dx must not yet be written over dy or x. Past the caches dx comes later too,
+ * while the place is still in one of them, unless the sums' kernel can store it past them. */
+static int dx_comes_after_sums(const operation *op)
 {
-    const ptrdiff_t stride = op->operands[OUT]->strides[0] * op->work.lanes;
-    const int streamed = op->plain && op->half == NULL && stride % CBN_LINE_BYTES == 0;
-    return in_place(op) || (op->stores == CBN_PAST_CACHES && !streamed);
+    const ptrdiff_t stride = op->operands[OUT]->strides[0] * op->plan.lanes;
+    const int direct = op->accesses == NULL && op->half == NULL;
+    const int past_caches = direct && stride % CBN_LINE_BYTES == 0;
+    return is_in_place(op) || (op->stores == CBN_PAST_CACHES && !past_caches);
+}
+
+static cbn_channels scale_channels(const operation *op, const cbn_piece *piece)
+{
+    cbn_channels channels = channels_at(op, piece->place);
+    channels.scale = coefficient(op, SCALE, piece->place);
+    return channels;
 }
 
 /* (42): dx = dy * scale, along with the sums. */
-static void inference_backward_piece(const operation *op, const cbn_piece *piece,
-                                     double *const results[])
+static void sums_and_dx_of_piece(const operation *op, const cbn_piece *piece,
+                                 double *const results[])
 {
-    const cbn_rows none = {.data = NULL};
-    cbn_channels channels = channels_at(op, piece->at);
-    channels.scale = coefficient(op, SCALE, piece->at);
-    op->kernels->backward_sums(results[0], results[1], apart(op) ? none : rows_of(op, OUT, piece),
-                               rows_of(op, DY, piece), rows_of(op, X, piece), piece->tile,
-                               &channels);
+    const cbn_channels channels = scale_channels(op, piece);
+    const cbn_rows dx = dx_comes_after_sums(op) ? no_rows : rows_of(op, OUT, piece);
+    op->kernels->backward_sums(results[SUM_DY_XHAT], results[SUM_DY], dx, rows_of(op, DY, piece),
+                               rows_of(op, X, piece), piece->tile, &channels);
 }
 
-static void inference_backward_tile(const void *operation_, cbn_place at)
+static const cbn_reduction sums_and_dx_reduction = {
+    .partials = SUMS,
+    .coefficients = COEFFICIENTS,
+    .kernel = sums_and_dx_of_piece,
+    .merge = merge_sums,
+};
+
+static void inference_backward_place(const void *operation_, cbn_place place)
 {
     const operation *const op = operation_;
-    reduce_place(op, at, inference_backward_piece);
-    for (cbn_piece piece = {.parts = 0}; apart(op) && next_piece(op, at, 1, &piece);) {
-        cbn_channels channels = channels_at(op, piece.at);
-        channels.scale = coefficient(op, SCALE, piece.at);
+    cbn_piece piece = {.index = 0};
+    reduce_place(op, place);
+    while (dx_comes_after_sums(op) && next_piece(op, place, 1, &piece)) {
+        const cbn_channels channels = scale_channels(op, &piece);
         op->kernels->scale(rows_of(op, OUT, &piece), rows_of(op, DY, &piece), piece.tile,
                            &channels);
     }
 }
 
-/* --- steps of double backward ----------------------------------------------------------------*/
+/* --- double backward ------------------------------------------------------------------------- */
+
+enum { C_DY = COEFFICIENTS, C_DDX, C_XHAT, C_ONE, ZERO, ONE, DOUBLE_COEFFICIENTS };
+enum { DY_XHAT, DY_ONE, DDX_XHAT, DDX_ONE, DY_DDX, DY_AGAIN, DOUBLE_SUMS };
+
+_Static_assert((int)DOUBLE_SUMS <= (int)MOST_PARTIALS,
+               "room for the partial results of an operation");
 
 /* xhat of an array that is taken as it is. */
-static cbn_channels identity_channels(const operation *op, cbn_place at)
+static cbn_channels identity_channels(const operation *op, cbn_place place)
 {
-    const double *const zero = coefficient(op, ZERO, at);
-    const double *const one = coefficient(op, ONE, at);
+    const double *const zero = coefficient(op, ZERO, place);
+    const double *const one = coefficient(op, ONE, place);
     return (cbn_channels){.mean = zero,
                           .mean_low = zero,
                           .invstd = one,
@@ -296,63 +351,70 @@ static cbn_channels identity_channels(const operation *op, cbn_place at)
                           .along_one = zero};
 }
 
-static void double_start(const void *operation_, cbn_place at)
+static void double_start(const void *operation_, cbn_place place)
 {
     const operation *const op = operation_;
-    take_statistics(op, at);
-    cbn_channels_copy(coefficient(op, ZERO, at), NULL, 0, at.columns);
-    cbn_channels_copy(coefficient(op, ONE, at), NULL, 1, at.columns);
-    spread_to_lanes(op, at);
+    copy_statistics_to_lanes(op, place);
+    cbn_channels_copy(coefficient(op, ZERO, place), NULL, 0, place.columns);
+    cbn_channels_copy(coefficient(op, ONE, place), NULL, 1, place.columns);
+    spread_to_lanes(op, place);
 }
 
-/* (51): sum_dy, sum_dy_xhat, sum_ddx, sum_ddx_xhat, sum_dy once more, sum_dy_ddx. */
-static void double_piece(const operation *op, const cbn_piece *piece, double *const sums[])
+/* (51): the sums of dy and of ddx, each times xhat and alone, and of dy * ddx. The kernel gives
+ * the sum of dy once more with the last one. */
+static void double_sums_of_piece(const operation *op, const cbn_piece *piece, double *const sums[])
 {
-    const cbn_channels channels = channels_at(op, piece->at);
-    const cbn_channels identity = identity_channels(op, piece->at);
+    const cbn_channels channels = channels_at(op, piece->place);
+    const cbn_channels identity = identity_channels(op, piece->place);
     const cbn_rows x = rows_of(op, X, piece), dy = rows_of(op, DY, piece);
     const cbn_rows ddx = rows_of(op, DDX, piece);
-    const cbn_rows none = {.data = NULL};
-    op->kernels->backward_sums(sums[0], sums[1], none, dy, x, piece->tile, &channels);
-    op->kernels->backward_sums(sums[2], sums[3], none, ddx, x, piece->tile, &channels);
-    op->kernels->backward_sums(sums[4], sums[5], none, dy, ddx, piece->tile, &identity);
+    op->kernels->backward_sums(sums[DY_XHAT], sums[DY_ONE], no_rows, dy, x, piece->tile, &channels);
+    op->kernels->backward_sums(sums[DDX_XHAT], sums[DDX_ONE], no_rows, ddx, x, piece->tile,
+                               &channels);
+    op->kernels->backward_sums(sums[DY_DDX], sums[DY_AGAIN], no_rows, dy, ddx, piece->tile,
+                               &identity);
 }
 
-static void double_tile(const void *operation_, cbn_place at)
-{
-    reduce_place(operation_, at, double_piece);
-}
+const cbn_reduction cbn_double_sums_reduction = {
+    .partials = DOUBLE_SUMS,
+    .coefficients = DOUBLE_COEFFICIENTS,
+    .kernel = double_sums_of_piece,
+    .merge = merge_sums,
+};
 
-static void double_finish(const void *operation_, cbn_place at)
+static void double_finish(const void *operation_, cbn_place place)
 {
     const operation *const op = operation_;
-    merge_partials(op, at);
-    backward_scale(op, at);
-    jacobian_coefficients(op, partial_at(op, 0, 2, at), partial_at(op, 0, 3, at), at);
-    const cbn_double_sums sums = {partial_at(op, 0, 0, at), partial_at(op, 0, 1, at),
-                                  partial_at(op, 0, 2, at), partial_at(op, 0, 3, at),
-                                  partial_at(op, 0, 5, at)};
-    cbn_channels_double_backward(coefficient(op, C_DY, at), coefficient(op, C_DDX, at),
-                                 coefficient(op, C_XHAT, at), coefficient(op, C_ONE, at),
-                                 op->dgamma + at.column, &sums, coefficient(op, SCALE, at),
-                                 op->statistics.invstd + at.column, or_null(op->gamma_dot, at),
-                                 op->statistics.count, at.columns);
-    spread_to_lanes(op, at);
+    merge_partials(op, place);
+    backward_scale(op, place);
+    jacobian_coefficients(op, partial_at(op, 0, DDX_XHAT, place), partial_at(op, 0, DDX_ONE, place),
+                          place);
+    const cbn_double_sums sums = {.dy_xhat = partial_at(op, 0, DY_XHAT, place),
+                                  .dy = partial_at(op, 0, DY_ONE, place),
+                                  .ddx_xhat = partial_at(op, 0, DDX_XHAT, place),
+                                  .ddx = partial_at(op, 0, DDX_ONE, place),
+                                  .dy_ddx = partial_at(op, 0, DY_DDX, place)};
+    cbn_channels_double_backward(
+        coefficient(op, C_DY, place), coefficient(op, C_DDX, place), coefficient(op, C_XHAT, place),
+        coefficient(op, C_ONE, place), op->dgamma + place.column, &sums,
+        coefficient(op, SCALE, place), op->statistics.invstd + place.column,
+        or_null(op->gamma_dot, place), op->statistics.count, place.columns);
+    spread_to_lanes(op, place);
 }
 
 /* g_x = (ddx * c_ddx + xhat * c_xhat + c_one), then + dy * c_dy as a second map whose xhat is g_x
  * itself; g_dy = (50). A block of rows at a time, so that the five arrays meet in the cache. */
-static void double_map(const void *operation_, cbn_place at)
+static void double_map(const void *operation_, cbn_place place)
 {
     const operation *const op = operation_;
-    cbn_piece piece = {.parts = 0};
-    next_piece(op, at, 1, &piece);
+    cbn_piece piece = {.index = 0};
+    next_piece(op, place, 1, &piece);
     const cbn_channels to_g_dy = jacobian_channels(op, &piece);
-    cbn_channels to_g_x = to_g_dy, add_dy = identity_channels(op, at);
-    to_g_x.scale = coefficient(op, C_DDX, at);
-    to_g_x.along_xhat = coefficient(op, C_XHAT, at);
-    to_g_x.along_one = coefficient(op, C_ONE, at);
-    add_dy.scale = coefficient(op, C_DY, at);
+    cbn_channels to_g_x = to_g_dy, add_dy = identity_channels(op, place);
+    to_g_x.scale = coefficient(op, C_DDX, place);
+    to_g_x.along_xhat = coefficient(op, C_XHAT, place);
+    to_g_x.along_one = coefficient(op, C_ONE, place);
+    add_dy.scale = coefficient(op, C_DY, place);
     cbn_rows x = rows_of(op, X, &piece), dy = rows_of(op, DY, &piece);
     cbn_rows ddx = rows_of(op, DDX, &piece);
     cbn_rows g_x = rows_of(op, OUT, &piece), g_dy = rows_of(op, G_DY, &piece);
@@ -372,31 +434,38 @@ static void double_map(const void *operation_, cbn_place at)
     }
 }
 
-/* --- what an operation is made of ------------------------------------------------------------*/
+/* --- what an operation is made of ------------------------------------------------------------ */
 
-const cbn_steps cbn_moments_steps = {.reduce = moments_tile, .finish = moments_finish};
+const cbn_recipe cbn_moments_recipe = {&cbn_moments_reduction,
+                                       {.reduce = reduce_place, .finish = moments_finish}};
 
-const cbn_steps cbn_forward_steps = {
-    .reduce = moments_tile, .finish = forward_finish, .map = normalize_tile};
+const cbn_recipe cbn_forward_recipe = {
+    &cbn_moments_reduction,
+    {.reduce = reduce_place, .finish = forward_finish, .map = normalize_place}};
 
-const cbn_steps cbn_inference_steps = {.start = normalize_start, .map = normalize_tile};
+const cbn_recipe cbn_inference_recipe = {NULL, {.start = normalize_start, .map = normalize_place}};
 
-const cbn_steps cbn_backward_steps = {
-    .start = sums_start, .reduce = sums_tile, .finish = backward_finish, .map = dx_tile};
+const cbn_recipe cbn_backward_recipe = {
+    &sums_reduction,
+    {.start = sums_start, .reduce = reduce_place, .finish = backward_finish, .map = dx_place}};
 
-const cbn_steps cbn_backward_sums_steps = {
-    .start = sums_start, .reduce = sums_tile, .finish = sums_finish};
+const cbn_recipe cbn_backward_sums_recipe = {
+    &sums_reduction, {.start = sums_start, .reduce = reduce_place, .finish = sums_finish}};
 
-const cbn_steps cbn_backward_apply_steps = {.start = apply_start, .map = dx_tile};
+const cbn_recipe cbn_backward_apply_recipe = {NULL, {.start = apply_start, .map = dx_place}};
 
-const cbn_steps cbn_gated_backward_steps = {
-    .start = gated_start, .reduce = gated_tile, .finish = gated_finish, .map = dx_tile};
+const cbn_recipe cbn_gated_backward_recipe = {
+    &sums_reduction,
+    {.start = gated_start, .reduce = gated_place, .finish = gated_finish, .map = dx_place}};
 
-const cbn_steps cbn_inference_backward_steps = {
-    .start = inference_backward_start, .reduce = inference_backward_tile, .finish = sums_finish};
+const cbn_recipe cbn_inference_backward_recipe = {
+    &sums_and_dx_reduction,
+    {.start = inference_backward_start, .reduce = inference_backward_place, .finish = sums_finish}};
 
-const cbn_steps cbn_jvp_steps = {
-    .start = sums_start, .reduce = sums_tile, .finish = jvp_finish, .map = dx_tile};
+const cbn_recipe cbn_jvp_recipe = {
+    &sums_reduction,
+    {.start = sums_start, .reduce = reduce_place, .finish = jvp_finish, .map = dx_place}};
 
-const cbn_steps cbn_double_backward_steps = {
-    .start = double_start, .reduce = double_tile, .finish = double_finish, .map = double_map};
+const cbn_recipe cbn_double_backward_recipe = {
+    &cbn_double_sums_reduction,
+    {.start = double_start, .reduce = reduce_place, .finish = double_finish, .map = double_map}};

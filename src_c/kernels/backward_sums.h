@@ -24,7 +24,7 @@ CBN_INLINE double power_of_two(double value)
 CBN_INLINE double error_of(double error) { return KEEPS_ERRORS && error == error ? error : 0; }
 
 /* From the sums of the columns to those of the channels. */
-static void finish_sums(double *sum_dy, double *sum_dy_xhat, double *const sum[2],
+static void finish_sums(double *sum_dy_xhat, double *sum_dy, double *const sum[2],
                         double *const error[2], const cbn_channels *channels, ptrdiff_t count)
 {
     CBN_SIMD
@@ -58,7 +58,7 @@ static void choose_functions(reduce_job *job)
 }
 
 /* The sums of the channels of a tile, all of them in the working type. */
-static void backward_sums_range(double *sum_dy, double *sum_dy_xhat, cbn_rows dx, cbn_rows dy,
+static void backward_sums_range(double *sum_dy_xhat, double *sum_dy, cbn_rows dx, cbn_rows dy,
                                 cbn_rows x, cbn_tile tile, const cbn_channels *channels)
 {
     const ptrdiff_t cols = tile.cols, count = channels_of_tile(&tile);
@@ -119,7 +119,7 @@ static void backward_sums_range(double *sum_dy, double *sum_dy_xhat, cbn_rows dx
             sum_of_runs(error[k], &tile);
         }
     }
-    finish_sums(sum_dy, sum_dy_xhat, sum, error, channels, count);
+    finish_sums(sum_dy_xhat, sum_dy, sum, error, channels, count);
 }
 
 #endif

@@ -23,8 +23,8 @@ typedef struct map_rows {
     ptrdiff_t rows, cols, skew;
 } map_rows;
 
-/* No rows of any operand. GCC clears a struct as a whole by an instruction that waits for all stores
- * past the caches, and a map has such a struct for every run [clears]. */
+/* No rows of any operand. GCC clears a struct as a whole by an instruction that waits for all
+ * stores past the caches, and a map has such a struct for every run [clears]. */
 CBN_INLINE map_rows no_map_rows(void)
 {
     map_rows rows;

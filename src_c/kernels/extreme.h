@@ -127,13 +127,13 @@ CBN_INLINE int is_extreme_sum(double sum)
     return !((size >= 0x1p-100) & (size <= 0x1p126)) & (size != 0);
 }
 
-CBN_INLINE int are_extreme_sums(double sum_dy, double sum_dy_xhat)
+CBN_INLINE int are_extreme_sums(double sum_dy_xhat, double sum_dy)
 {
-    return is_extreme_sum(sum_dy) | is_extreme_sum(sum_dy_xhat);
+    return is_extreme_sum(sum_dy_xhat) | is_extreme_sum(sum_dy);
 }
 
 /* Those channels once more, one at a time, for they are rare. */
-static void sum_extreme_again(double *sum_dy, double *sum_dy_xhat, cbn_rows dy, cbn_rows x,
+static void sum_extreme_again(double *sum_dy_xhat, double *sum_dy, cbn_rows dy, cbn_rows x,
                               cbn_tile tile, const cbn_channels *channels)
 {
     const cbn_rows none = {.data = NULL};
@@ -141,20 +141,20 @@ static void sum_extreme_again(double *sum_dy, double *sum_dy_xhat, cbn_rows dy, 
     /* same(0 -> 1): to look at every channel is a matter of speed */
     int any = 0;
     for (ptrdiff_t c = 0; c < count; ++c) {
-        any |= are_extreme_sums(sum_dy[c], sum_dy_xhat[c]);
+        any |= are_extreme_sums(sum_dy_xhat[c], sum_dy[c]);
     }
     tile.cols = tile.run;
     for (ptrdiff_t c = 0; any && c < count; ++c) {
-        if (are_extreme_sums(sum_dy[c], sum_dy_xhat[c])) {
+        if (are_extreme_sums(sum_dy_xhat[c], sum_dy[c])) {
             const cbn_channels channel = after_channels(*channels, c);
-            cbn_wide.backward_sums_range(&sum_dy[c], &sum_dy_xhat[c], none,
+            cbn_wide.backward_sums_range(&sum_dy_xhat[c], &sum_dy[c], none,
                                          after_columns(dy, c * tile.cols),
                                          after_columns(x, c * tile.cols), tile, &channel);
         }
     }
 }
 
-static void backward_sums(double *sum_dy, double *sum_dy_xhat, cbn_rows dx, cbn_rows dy, cbn_rows x,
+static void backward_sums(double *sum_dy_xhat, double *sum_dy, cbn_rows dx, cbn_rows dy, cbn_rows x,
                           cbn_tile tile, const cbn_channels *channels)
 {
     cbn_channels rest = *channels;
@@ -163,10 +163,10 @@ static void backward_sums(double *sum_dy, double *sum_dy_xhat, cbn_rows dx, cbn_
         count = range_of_a_kind(&extreme, &rest, left);
         tile.cols = count * tile.run;
         place_tile(&tile, &x);
-        (extreme ? cbn_wide.backward_sums_range : backward_sums_range)(sum_dy, sum_dy_xhat, dx, dy,
+        (extreme ? cbn_wide.backward_sums_range : backward_sums_range)(sum_dy_xhat, sum_dy, dx, dy,
                                                                        x, tile, &rest);
         if (HAS_WIDE && !extreme) {
-            sum_extreme_again(sum_dy, sum_dy_xhat, dy, x, tile, &rest);
+            sum_extreme_again(sum_dy_xhat, sum_dy, dy, x, tile, &rest);
         }
         rest = after_channels(rest, count);
         sum_dy += count;

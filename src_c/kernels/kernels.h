@@ -120,9 +120,9 @@ struct cbn_kernels {
     void (*relu_backward)(cbn_rows dx, cbn_rows dy, cbn_rows x, cbn_rows residual, cbn_tile tile,
                           const cbn_channels *channels);
 
-    /* sum(dy) and sum(dy * xhat) of each channel of the tile; where there is dx, also
+    /* sum(dy * xhat) and sum(dy) of each channel of the tile; where there is dx, also
      * dx = dy * scale. */
-    void (*backward_sums)(double *sum_dy, double *sum_dy_xhat, cbn_rows dx, cbn_rows dy, cbn_rows x,
+    void (*backward_sums)(double *sum_dy_xhat, double *sum_dy, cbn_rows dx, cbn_rows dy, cbn_rows x,
                           cbn_tile tile, const cbn_channels *channels);
 
     /* dx = dy * scale + xhat * along_xhat + along_one. */
@@ -156,7 +156,7 @@ typedef enum cbn_operand { CBN_X, CBN_DY, CBN_RESIDUAL, CBN_OPERANDS } cbn_opera
 typedef struct cbn_wide_kernels {
     void (*moments_blocks)(double *const sum[2], const float *anchor, const cbn_rows *x,
                            const cbn_tile *tile);
-    void (*backward_sums_range)(double *sum_dy, double *sum_dy_xhat, cbn_rows dx, cbn_rows dy,
+    void (*backward_sums_range)(double *sum_dy_xhat, double *sum_dy, cbn_rows dx, cbn_rows dy,
                                 cbn_rows x, cbn_tile tile, const cbn_channels *channels);
     void (*map_range)(cbn_map map, cbn_rows out, const cbn_rows in[CBN_OPERANDS], cbn_tile tile,
                       const cbn_channels *channels);

@@ -40,8 +40,8 @@ def test_a_tier_is_made_of_its_kernels_and_the_rest_is_not(setup, in_root):
     tier = included(setup, "src_c/isa/baseline_f32.c")
     assert {"baseline_f32.c", "map.h", "f32.h", "half.h", "stream.h", "cbn.h"} <= tier
     assert "f32_wide.h" in included(setup, "src_c/isa/wide.c") - tier
-    work = included(setup, "src_c/work.c")
-    assert {"work.c", "work.h", "kernels.h"} <= work and "map.h" not in work
+    plan = included(setup, "src_c/plan.c")
+    assert {"plan.c", "plan.h", "kernels.h"} <= plan and "map.h" not in plan
 
 
 def test_the_tiers_are_those_that_the_variable_lists(setup, monkeypatch):
@@ -106,14 +106,14 @@ def test_a_build_compiles_what_has_changed(tmp_path):
             file.write(comment)
 
     everything = compiled()
-    assert {"baseline_f32", "baseline_f64", "wide", "_core", "_floor", "work"} <= everything
+    assert {"baseline_f32", "baseline_f64", "wide", "_core", "_floor", "plan"} <= everything
     assert compiled() == set()
     edit("cbn/_core.pyx", "\n\n_EDITED = 1\n")
     assert compiled() == {"_core"}
     edit("src_c/kernels/map.h", "\n/* edited */\n")
     assert compiled() == {"baseline_f32", "baseline_f64", "wide"}
-    edit("src_c/work.c", "\n/* edited */\n")
-    assert compiled() == {"work"}
+    edit("src_c/plan.c", "\n/* edited */\n")
+    assert compiled() == {"plan"}
     variables["CFLAGS"] = "-DCBN_ANYTHING"
     assert compiled() == everything
     code = "import cbn; print(cbn.show_runtime('dicts')['isa']['built'], cbn.__file__)"

@@ -61,9 +61,12 @@ C_ARROWS = {
     "status": {"cbn"},
     "batch_norm": {"steps", "operation", "cbn", "compiler"},
     "steps": {"operation", "channels", "kernels", "cbn", "compiler"},
-    "operation": {"access", "work", "layout", "channels", "dispatch", "kernels", "cbn", "compiler"},
+    "operation": {
+        *("access", "plan", "team", "layout", "channels", "dispatch", "kernels", "cbn", "compiler")
+    },
     "access": {"layout", "kernels", "cbn", "compiler"},
-    "work": {"kernels", "cbn", "compiler"},
+    "team": {"plan", "cbn", "compiler"},
+    "plan": {"kernels"},
     "layout": {"cbn", "compiler"},
     "channels": {"cbn", "compiler"},
     "dispatch": {"kernels", "cbn", "compiler"},
@@ -198,7 +201,7 @@ def test_the_rules_have_files_to_look_at():
 
 
 def test_threads_are_divided_in_one_file():
-    assert files_with(r"\bomp\s+parallel\b") == {"src_c/work.c"}
+    assert files_with(r"\bomp\s+parallel\b") == {"src_c/team.c"}
 
 
 def test_intrinsics_stand_under_isa():
