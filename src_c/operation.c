@@ -240,7 +240,6 @@ static void merge(const operation *op, ptrdiff_t to, ptrdiff_t from, ptrdiff_t l
 void merge_partials(const operation *op, cbn_place place)
 {
     const cbn_plan *const plan = &op->plan;
-    const ptrdiff_t lane_rows = plan->positions / plan->lanes;
     for (ptrdiff_t step = 1; step < plan->chunks; step *= 2) {
         for (ptrdiff_t i = 0; i + step < plan->chunks; i += 2 * step) {
             const ptrdiff_t last =
@@ -252,11 +251,11 @@ void merge_partials(const operation *op, cbn_place place)
         }
     }
     for (ptrdiff_t lanes = plan->lanes / 2; lanes > 0; lanes /= 2) {
-        const ptrdiff_t n = lane_rows * (plan->lanes / (2 * lanes));
+        const ptrdiff_t n = plan->rows * (plan->lanes / (2 * lanes));
         merge(op, 0, 0, lanes, n, n, place, lanes * plan->channels);
     }
     if (plan->left_over > 0) {
-        merge(op, 0, plan->chunks, 0, lane_rows * plan->lanes, plan->left_over, place,
+        merge(op, 0, plan->chunks, 0, plan->rows * plan->lanes, plan->left_over, place,
               plan->channels);
     }
 }

@@ -23,9 +23,10 @@ typedef struct cbn_plan {
     ptrdiff_t lanes, columns, left_over; /* positions that fill no row of lanes */
     ptrdiff_t run, run_left_over;        /* positions that fill no run */
     ptrdiff_t group;                     /* channels whose runs a kernel takes at once */
-    ptrdiff_t chunk_rows, chunks;        /* a row has lanes x run positions of a channel */
-    ptrdiff_t strip, strips, lead;       /* columns; the first strip is `lead` columns shorter */
-    int by_rows;                         /* threads share the chunks, or else the strips */
+    ptrdiff_t rows;                      /* each has lanes x run positions of a channel */
+    ptrdiff_t chunk_rows, chunks;
+    ptrdiff_t strip, strips, lead; /* columns; the first strip is `lead` columns shorter */
+    int by_rows;                   /* threads share the chunks, or else the strips */
     int threads;
     int slots;         /* of scratch for each thread */
     size_t slot_bytes; /* of one of them */

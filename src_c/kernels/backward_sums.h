@@ -44,17 +44,19 @@ static reduce_function *const sums_functions[] = {backward_sums_first, backward_
 static reduce_function *const sums_dx_functions[] = {NULL, backward_sums_dx_more,
                                                      backward_sums_dx_last};
 
-/* Which functions make the sums, and which makes dx. */
+/* dx is made along with the sums, or past the caches from each row of dy after them. */
 static void choose_functions(reduce_job *job)
 {
-    const int with_dx = is_given(&job->dx);
+    if (!is_given(&job->dx)) {
+        return;
+    }
 #if CBN_TUNED
-    if (with_dx && job->tile.stores == CBN_PAST_CACHES && is_direct(&job->dx) &&
-        begin_alike(&job->dx)) {
+    if (job->tile.stores == CBN_PAST_CACHES && is_direct(&job->dx) && begin_alike(&job->dx)) {
         job->map_dx = scale_1_stream;
+        return;
     }
 #endif
-    job->function = with_dx && job->map_dx == NULL ? sums_dx_functions : sums_functions;
+    job->function = sums_dx_functions;
 }
 
 /* The sums of the channels of a tile, all of them in the working type. */
@@ -89,25 +91,25 @@ static void backward_sums_range(double *sum_dy_xhat, double *sum_dy, cbn_rows dx
             memset(error[k], 0, (size_t)cols * sizeof *error[k]);
         }
     }
-    reduce_job job = {.at_once = SUMS_ROWS,
-                      .tile = tile,
-                      .x = x,
-                      .dy = dy,
-                      .dx = dx,
-                      .x_slot = SUMS_X,
-                      .dy_slot = SUMS_DY,
-                      .dx_slot = SUMS_DX,
-                      .missing_dy = zeros,
-                      .missing_dx = scratch_at(&tile, SUMS_SPARE_DX),
-                      .numbers = {.high = high,
-                                  .power = power,
-                                  .scale = scale,
-                                  .s = scratch_at(&tile, SUMS_S),
-                                  .t = scratch_at(&tile, SUMS_T),
-                                  .sum = {sum[0], sum[1]},
-                                  .error = {error[0], error[1]},
-                                  .cols = cols,
-                                  .skew = tile.skew}};
+    reduce_job job;
+    start_job(&job, sums_functions, SUMS_ROWS, &tile);
+    job.x = x;
+    job.dy = dy;
+    job.dx = dx;
+    job.x_slot = SUMS_X;
+    job.dy_slot = SUMS_DY;
+    job.dx_slot = SUMS_DX;
+    job.missing_dy = zeros;
+    job.missing_dx = scratch_at(&tile, SUMS_SPARE_DX);
+    job.numbers.high = high;
+    job.numbers.power = power;
+    job.numbers.scale = scale;
+    job.numbers.s = scratch_at(&tile, SUMS_S);
+    job.numbers.t = scratch_at(&tile, SUMS_T);
+    for (int k = 0; k < 2; ++k) {
+        job.numbers.sum[k] = sum[k];
+        job.numbers.error[k] = error[k];
+    }
     choose_functions(&job);
     reduce_blocks(&job);
     if (job.map_dx != NULL) {

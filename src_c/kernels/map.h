@@ -287,7 +287,13 @@ static void add_array(map_job *job, const cbn_rows *array)
 static void map_range(cbn_map map, cbn_rows out, const cbn_rows in[CBN_OPERANDS], cbn_tile tile,
                       const cbn_channels *channels)
 {
-    map_job job = {.kind = &map_kinds[map], .out = out, .tile = tile, .direct = 1, .even = 1};
+    map_job job; /* no member is cleared that is set below [clears] */
+    job.kind = &map_kinds[map];
+    job.out = out;
+    job.tile = tile;
+    job.direct = job.even = 1;
+    job.in_panels = 0;
+    job.together = 1;
     add_array(&job, &out);
     for (int operand = 0; operand < CBN_OPERANDS; ++operand) {
         job.in[operand] = in[operand];

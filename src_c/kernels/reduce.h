@@ -27,6 +27,31 @@ typedef struct reduce_job {
     reduce_rows numbers;
 } reduce_job;
 
+/* Sets every member: no sums, no rows, and nothing in place of missing ones [clears]. */
+CBN_INLINE void start_job(reduce_job *job, reduce_function *const function[], ptrdiff_t at_once,
+                          const cbn_tile *tile)
+{
+    const cbn_rows none = {.data = NULL};
+    reduce_rows *const numbers = &job->numbers;
+    job->function = function;
+    job->at_once = at_once;
+    job->tile = *tile;
+    job->x = job->dy = job->dx = none;
+    job->x_slot = job->dy_slot = job->dx_slot = 0;
+    job->map_dx = NULL;
+    job->missing_x = job->missing_dy = NULL;
+    job->missing_dx = NULL;
+    numbers->x = numbers->dy = NULL;
+    numbers->dx = NULL;
+    numbers->groups = numbers->x_step = numbers->dy_step = numbers->dx_step = 0;
+    numbers->anchor = NULL;
+    numbers->high = numbers->power = numbers->scale = NULL;
+    numbers->s = numbers->t = NULL;
+    numbers->sum[0] = numbers->sum[1] = numbers->error[0] = numbers->error[1] = NULL;
+    numbers->cols = tile->cols;
+    numbers->skew = tile->skew;
+}
+
 static enum rows_of_block which_rows(const reduce_job *job, ptrdiff_t before, ptrdiff_t block_rows)
 {
     return block_rows - before <= job->at_once               ? LAST_ROWS
@@ -197,18 +222,15 @@ static reduce_function *const moments_functions[] = {moments_first, moments_more
 static void sum_differences(reduce_function *const functions[], double *const sum[2],
                             const element *anchor, const cbn_rows *x, const cbn_tile *tile)
 {
-    const reduce_job job = {.function = functions,
-                            .at_once = MOMENTS_ROWS,
-                            .tile = *tile,
-                            .x = *x,
-                            .x_slot = MOMENTS_X,
-                            .missing_x = anchor,
-                            .numbers = {.anchor = anchor,
-                                        .s = scratch_at(tile, MOMENTS_S),
-                                        .t = scratch_at(tile, MOMENTS_T),
-                                        .sum = {sum[0], sum[1]},
-                                        .cols = tile->cols,
-                                        .skew = tile->skew}};
+    reduce_job job;
+    start_job(&job, functions, MOMENTS_ROWS, tile);
+    job.x = *x;
+    job.x_slot = MOMENTS_X;
+    job.missing_x = job.numbers.anchor = anchor;
+    job.numbers.s = scratch_at(tile, MOMENTS_S);
+    job.numbers.t = scratch_at(tile, MOMENTS_T);
+    job.numbers.sum[0] = sum[0];
+    job.numbers.sum[1] = sum[1];
     memset(sum[0], 0, (size_t)tile->cols * sizeof *sum[0]);
     memset(sum[1], 0, (size_t)tile->cols * sizeof *sum[1]);
     reduce_blocks(&job);

@@ -35,7 +35,16 @@ class Plan(ctypes.Structure):
             (name, ctypes.c_ssize_t)
             for name in (
                 *("positions", "channels", "lanes", "columns", "left_over", "run"),
-                *("run_left_over", "group", "chunk_rows", "chunks", "strip", "strips", "lead"),
+                *(
+                    "run_left_over",
+                    "group",
+                    "rows",
+                    "chunk_rows",
+                    "chunks",
+                    "strip",
+                    "strips",
+                    "lead",
+                ),
             )
         ),
         *((name, ctypes.c_int) for name in ("by_rows", "threads", "slots")),
@@ -113,12 +122,11 @@ def test_what_decides_the_bytes_follows_from_the_shape(library):
 
 def test_chunks_lanes_and_runs_have_every_position(library):
     for (positions, channels, _), plan in plans(library):
-        last = library.cbn_plan_chunk_end(plan, plan.chunks - 1)
-        in_rows = last * plan.lanes * plan.run
+        in_rows = plan.rows * plan.lanes * plan.run
         assert in_rows + plan.left_over + plan.run_left_over == positions
         assert plan.columns == plan.lanes * channels
         ends = [library.cbn_plan_chunk_end(plan, chunk) for chunk in range(plan.chunks)]
-        assert ends == sorted(set(ends)) and ends[-1] == last
+        assert ends == sorted(set(ends)) and ends[-1] == plan.rows
 
 
 @pytest.mark.parametrize("deal", [PLACES, BACKWARDS])
