@@ -13,70 +13,70 @@
 #define IN_ORDER_BYTES (16 << 20)
 #define FAR_BYTES (24 << 20)
 
-static int is_left_over(const operation *op, cbn_place place)
+static int is_left_over(const operation *op, const cbn_place *place)
 {
-    return place.chunk == op->plan.chunks;
+    return place->chunk == op->plan.chunks;
 }
 
-static void piece_of_rows(const operation *op, cbn_place place, cbn_piece *piece)
+static void piece_of_rows(const operation *op, const cbn_place *place, cbn_piece *piece)
 {
     const cbn_plan *const plan = &op->plan;
-    const ptrdiff_t first = place.chunk * plan->chunk_rows;
+    const ptrdiff_t first = place->chunk * plan->chunk_rows;
     if (is_left_over(op, place)) {
         piece->position = plan->positions - plan->left_over;
         piece->step = 1;
         piece->tile.rows = plan->left_over;
     } else {
-        const ptrdiff_t rows = cbn_plan_chunk_end(plan, place.chunk) - first;
-        const int shares = place.shares > 0 ? place.shares : 1;
-        const ptrdiff_t from = cbn_plan_share_begin(rows, place.share, shares);
-        const ptrdiff_t end = cbn_plan_share_begin(rows, place.share + 1, shares);
+        const ptrdiff_t rows = cbn_plan_chunk_end(plan, place->chunk) - first;
+        const int shares = place->shares > 0 ? place->shares : 1;
+        const ptrdiff_t from = cbn_plan_share_begin(rows, place->share, shares);
+        const ptrdiff_t end = cbn_plan_share_begin(rows, place->share + 1, shares);
         piece->position = (first + from) * plan->lanes;
         piece->step = plan->lanes;
         piece->tile.rows = end - from;
     }
-    piece->place = place;
-    piece->column = place.column;
-    piece->tile.cols = place.columns;
+    piece->place = *place;
+    piece->column = place->column;
+    piece->tile.cols = place->columns;
     piece->tile.run = 1;
 }
 
-static void piece_of_runs(const operation *op, cbn_place place, int map, cbn_piece *piece)
+static void piece_of_runs(const operation *op, const cbn_place *place, int map, cbn_piece *piece)
 {
     const cbn_plan *const plan = &op->plan;
-    const ptrdiff_t before = piece->index / 2 * plan->group, left = place.columns - before;
-    const ptrdiff_t channel = place.column + before,
+    const ptrdiff_t before = piece->index / 2 * plan->group, left = place->columns - before;
+    const ptrdiff_t channel = place->column + before,
                     group = left < plan->group ? left : plan->group;
-    const ptrdiff_t first = place.chunk * plan->chunk_rows;
+    const ptrdiff_t first = place->chunk * plan->chunk_rows;
     if (piece->index % 2 == 0) {
         piece->position = first * plan->run;
         piece->step = plan->run;
-        piece->tile.rows = cbn_plan_chunk_end(plan, place.chunk) - first;
+        piece->tile.rows = cbn_plan_chunk_end(plan, place->chunk) - first;
         piece->tile.cols = group * plan->run;
         piece->tile.run = plan->run;
     } else {
-        const ptrdiff_t left_over = place.chunk + 1 == plan->chunks ? plan->run_left_over : 0;
+        const ptrdiff_t left_over = place->chunk + 1 == plan->chunks ? plan->run_left_over : 0;
         piece->position = plan->positions - left_over;
         piece->step = 1;
         piece->tile.rows = map ? left_over > 0 : left_over;
         piece->tile.cols = map ? left_over : 1;
         piece->tile.run = piece->tile.cols;
     }
-    piece->place = place;
+    piece->place = *place;
     piece->place.column = channel;
     piece->place.columns = group;
     piece->column = channel * plan->run;
 }
 
-int next_piece(const operation *op, cbn_place place, int map, cbn_piece *piece)
+int next_piece(const operation *op, const cbn_place *place, int map, cbn_piece *piece)
 {
-    piece->tile = (cbn_tile){.scratch = place.scratch,
+    piece->tile = (cbn_tile){.scratch = place->scratch,
                              .slot_bytes = op->plan.slot_bytes,
                              .slots = op->plan.slots,
                              .in_order = op->in_order,
                              .stores = op->stores};
     const ptrdiff_t group = op->plan.group;
-    const ptrdiff_t pieces = op->plan.run == 1 ? 1 : 2 * ((place.columns + group - 1) / group);
+    const ptrdiff_t pieces = op->plan.run == 1 ? 1 : 2 * ((place->columns + group - 1) / group);
     while (piece->index < pieces) {
         if (op->plan.run == 1) {
             piece_of_rows(op, place, piece);
@@ -134,35 +134,35 @@ double value_of_x(const operation *op, ptrdiff_t position, ptrdiff_t channel)
     return value;
 }
 
-double *partial_at(const operation *op, ptrdiff_t chunk, int k, cbn_place place)
+double *partial_at(const operation *op, ptrdiff_t chunk, int k, const cbn_place *place)
 {
     return op->partial + (chunk * op->recipe->reduction->partials + k) * op->plan.columns +
-           place.column;
+           place->column;
 }
 
-double *coefficient(const operation *op, int k, cbn_place place)
+double *coefficient(const operation *op, int k, const cbn_place *place)
 {
-    return op->coefficients + k * op->plan.columns + place.column;
+    return op->coefficients + k * op->plan.columns + place->column;
 }
 
-const double *or_null(const double *values, cbn_place place)
+const double *or_null(const double *values, const cbn_place *place)
 {
-    return values == NULL ? NULL : values + place.column;
+    return values == NULL ? NULL : values + place->column;
 }
 
-void copy_to_lanes(const operation *op, int k, const double *values, cbn_place place)
+void copy_to_lanes(const operation *op, int k, const double *values, const cbn_place *place)
 {
     if (op->plan.lanes > 1) {
-        cbn_channels_copy(coefficient(op, k, place), values + place.column, 0, place.columns);
+        cbn_channels_copy(coefficient(op, k, place), values + place->column, 0, place->columns);
     }
 }
 
-const double *for_lanes(const operation *op, int k, const double *values, cbn_place place)
+const double *for_lanes(const operation *op, int k, const double *values, const cbn_place *place)
 {
-    return op->plan.lanes > 1 ? coefficient(op, k, place) : values + place.column;
+    return op->plan.lanes > 1 ? coefficient(op, k, place) : values + place->column;
 }
 
-cbn_channels channels_at(const operation *op, cbn_place place)
+cbn_channels channels_at(const operation *op, const cbn_place *place)
 {
     const cbn_statistics *const s = &op->statistics;
     const double *const invstd = for_lanes(op, INVSTD, s->invstd, place);
@@ -174,7 +174,7 @@ cbn_channels channels_at(const operation *op, cbn_place place)
                           .along_one = invstd};
 }
 
-void copy_statistics_to_lanes(const operation *op, cbn_place place)
+void copy_statistics_to_lanes(const operation *op, const cbn_place *place)
 {
     const cbn_statistics *const s = &op->statistics;
     copy_to_lanes(op, MEAN, s->mean, place);
@@ -188,7 +188,7 @@ static int coefficients_of(const cbn_reduction *reduction)
     return reduction == NULL ? COEFFICIENTS : reduction->coefficients;
 }
 
-void spread_to_lanes(const operation *op, cbn_place place)
+void spread_to_lanes(const operation *op, const cbn_place *place)
 {
     const ptrdiff_t channels = op->plan.channels;
     for (int k = 0; k < coefficients_of(op->recipe->reduction); ++k) {
@@ -200,7 +200,7 @@ void spread_to_lanes(const operation *op, cbn_place place)
 }
 
 /* What is left over of runs is merged into what the whole ones gave. */
-void reduce_place(const void *operation_, cbn_place place)
+void reduce_place(const void *operation_, const cbn_place *place)
 {
     const operation *const op = operation_;
     const cbn_reduction *const reduction = op->recipe->reduction;
@@ -208,12 +208,12 @@ void reduce_place(const void *operation_, cbn_place place)
         double *partial[MOST_PARTIALS], *results[MOST_PARTIALS], left_over[MOST_PARTIALS];
         const int more = op->plan.run > 1 && piece.step == 1;
         for (int k = 0; k < reduction->partials; ++k) {
-            partial[k] = partial_at(op, place.chunk, k, piece.place);
+            partial[k] = partial_at(op, place->chunk, k, &piece.place);
             results[k] = more ? &left_over[k] : partial[k];
         }
         reduction->kernel(op, &piece, results);
         if (more) {
-            const ptrdiff_t before = place.chunk * op->plan.chunk_rows * op->plan.run;
+            const ptrdiff_t before = place->chunk * op->plan.chunk_rows * op->plan.run;
             reduction->merge(op, partial, results, piece.position - before, piece.tile.rows, 1);
         }
     }
@@ -222,22 +222,22 @@ void reduce_place(const void *operation_, cbn_place place)
 /* Merges `count` columns of chunk `from`, `lanes_away` lanes further on and of n2 positions, into
  * those of chunk `to`, of n1 positions. */
 static void merge(const operation *op, ptrdiff_t to, ptrdiff_t from, ptrdiff_t lanes_away,
-                  ptrdiff_t n1, ptrdiff_t n2, cbn_place place, ptrdiff_t count)
+                  ptrdiff_t n1, ptrdiff_t n2, const cbn_place *place, ptrdiff_t count)
 {
-    cbn_place other = place;
+    cbn_place other = *place;
     const cbn_reduction *const reduction = op->recipe->reduction;
     double *values[MOST_PARTIALS], *others[MOST_PARTIALS];
     other.column += lanes_away * op->plan.channels;
     for (int k = 0; k < reduction->partials; ++k) {
         values[k] = partial_at(op, to, k, place);
-        others[k] = partial_at(op, from, k, other);
+        others[k] = partial_at(op, from, k, &other);
     }
     reduction->merge(op, values, others, n1, n2, count);
 }
 
 /* Chunks as a binary tree, then lanes as one, then what is left over: the error grows with the
  * logarithm of their number, and the tree is the same for every thread count. */
-void merge_partials(const operation *op, cbn_place place)
+void merge_partials(const operation *op, const cbn_place *place)
 {
     const cbn_plan *const plan = &op->plan;
     for (ptrdiff_t step = 1; step < plan->chunks; step *= 2) {
@@ -247,7 +247,7 @@ void merge_partials(const operation *op, cbn_place place)
             const ptrdiff_t middle = cbn_plan_positions_before_end(plan, i + step - 1);
             merge(op, i, i + step, 0, middle - i * plan->chunk_rows * plan->run,
                   cbn_plan_positions_before_end(plan, last) - middle, place,
-                  place.columns * plan->lanes);
+                  place->columns * plan->lanes);
         }
     }
     for (ptrdiff_t lanes = plan->lanes / 2; lanes > 0; lanes /= 2) {

@@ -70,38 +70,38 @@ struct operation {
 
 /* The next piece of a place, from {.index = 0} on. What is left over is one row for a map, one
  * column for a reduction. Returned: 0 after the last one. */
-int next_piece(const operation *op, cbn_place place, int map, cbn_piece *piece);
+int next_piece(const operation *op, const cbn_place *place, int map, cbn_piece *piece);
 
 /* The rows of an operand in a piece; an operand that there is not has none. */
 cbn_rows rows_of(const operation *op, int operand, const cbn_piece *piece);
 
-double *partial_at(const operation *op, ptrdiff_t chunk, int k, cbn_place place);
-double *coefficient(const operation *op, int k, cbn_place place);
+double *partial_at(const operation *op, ptrdiff_t chunk, int k, const cbn_place *place);
+double *coefficient(const operation *op, int k, const cbn_place *place);
 
 /* Numbers of each channel that the caller has given, for all lanes: copy_to_lanes() makes them
  * coefficient k if there are lanes, before spread_to_lanes(); for_lanes() is where they are after
  * it. */
-void copy_to_lanes(const operation *op, int k, const double *values, cbn_place place);
-const double *for_lanes(const operation *op, int k, const double *values, cbn_place place);
+void copy_to_lanes(const operation *op, int k, const double *values, const cbn_place *place);
+const double *for_lanes(const operation *op, int k, const double *values, const cbn_place *place);
 
 /* The place's part of an array of a number a channel; NULL stays NULL. */
-const double *or_null(const double *values, cbn_place place);
+const double *or_null(const double *values, const cbn_place *place);
 
 /* Numbers of the channels of a place. Every factor must be readable: kernels look at all of them
  * for channels that need float64. Those that a kernel does not use are given as invstd. */
-cbn_channels channels_at(const operation *op, cbn_place place);
+cbn_channels channels_at(const operation *op, const cbn_place *place);
 
 /* copy_to_lanes() of the statistics. */
-void copy_statistics_to_lanes(const operation *op, cbn_place place);
+void copy_statistics_to_lanes(const operation *op, const cbn_place *place);
 
 /* The first lane's coefficients become those of all lanes. */
-void spread_to_lanes(const operation *op, cbn_place place);
+void spread_to_lanes(const operation *op, const cbn_place *place);
 
 /* A step that reduces a place to its partial results, by the operation's reduction. */
-void reduce_place(const void *operation, cbn_place place);
+void reduce_place(const void *operation, const cbn_place *place);
 
 /* Merges the partial results of a place's channels into chunk 0, lane 0. */
-void merge_partials(const operation *op, cbn_place place);
+void merge_partials(const operation *op, const cbn_place *place);
 
 /* A value of x, which is float64. */
 double value_of_x(const operation *op, ptrdiff_t position, ptrdiff_t channel);

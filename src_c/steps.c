@@ -5,16 +5,16 @@
 
 static const cbn_rows no_rows = {.data = NULL};
 
-static void invstd(const operation *op, cbn_place place)
+static void invstd(const operation *op, const cbn_place *place)
 {
-    op->kernels->arithmetic->invstd(op->statistics.invstd + place.column,
-                                    op->statistics.var + place.column, op->eps, place.columns);
+    op->kernels->arithmetic->invstd(op->statistics.invstd + place->column,
+                                    op->statistics.var + place->column, op->eps, place->columns);
 }
 
-static void scale(const operation *op, cbn_place place)
+static void scale(const operation *op, const cbn_place *place)
 {
     cbn_channels_scale(coefficient(op, SCALE, place), or_null(op->gamma, place),
-                       op->statistics.invstd + place.column, place.columns);
+                       op->statistics.invstd + place->column, place->columns);
 }
 
 /* --- reductions ------------------------------------------------------------------------------ */
@@ -55,7 +55,7 @@ const cbn_reduction cbn_moments_reduction = {
 
 static void sums_of_piece(const operation *op, const cbn_piece *piece, double *const results[])
 {
-    const cbn_channels channels = channels_at(op, piece->place);
+    const cbn_channels channels = channels_at(op, &piece->place);
     op->kernels->backward_sums(results[SUM_DY_XHAT], results[SUM_DY], no_rows,
                                rows_of(op, DY, piece), rows_of(op, X, piece), piece->tile,
                                &channels);
@@ -70,16 +70,16 @@ static const cbn_reduction sums_reduction = {
 
 /* --- training forward and inference ---------------------------------------------------------- */
 
-static void shift(const operation *op, cbn_place place)
+static void shift(const operation *op, const cbn_place *place)
 {
     if (op->beta == NULL) {
-        cbn_channels_copy(coefficient(op, ALONG_ONE, place), NULL, 0, place.columns);
+        cbn_channels_copy(coefficient(op, ALONG_ONE, place), NULL, 0, place->columns);
     } else {
         copy_to_lanes(op, ALONG_ONE, op->beta, place);
     }
 }
 
-static void normalize_coefficients(const operation *op, cbn_place place)
+static void normalize_coefficients(const operation *op, const cbn_place *place)
 {
     scale(op, place);
     shift(op, place);
@@ -87,7 +87,7 @@ static void normalize_coefficients(const operation *op, cbn_place place)
     spread_to_lanes(op, place);
 }
 
-static void normalize_start(const void *operation_, cbn_place place)
+static void normalize_start(const void *operation_, const cbn_place *place)
 {
     const operation *const op = operation_;
     invstd(op, place);
@@ -106,10 +106,10 @@ static double channel_value(const void *x, ptrdiff_t row)
 }
 
 /* float64 has no wider type to turn to, as float32 kernels do. */
-static void retake_overflowed(const operation *op, cbn_place place)
+static void retake_overflowed(const operation *op, const cbn_place *place)
 {
     const cbn_statistics *const s = &op->statistics;
-    for (ptrdiff_t j = place.column; j < place.column + place.columns; ++j) {
+    for (ptrdiff_t j = place->column; j < place->column + place->columns; ++j) {
         if (s->var[j] - s->var[j] != 0) {
             const channel_of_x x = {op, j};
             cbn_channels_scaled_statistics(&s->mean[j], &s->mean_low[j], &s->var[j], &s->invstd[j],
@@ -118,22 +118,22 @@ static void retake_overflowed(const operation *op, cbn_place place)
     }
 }
 
-static void moments_finish(const void *operation_, cbn_place place)
+static void moments_finish(const void *operation_, const cbn_place *place)
 {
     const operation *const op = operation_;
     const cbn_statistics *const s = &op->statistics;
     merge_partials(op, place);
     op->kernels->arithmetic->statistics(
-        s->mean + place.column, s->mean_low + place.column, s->var + place.column,
+        s->mean + place->column, s->mean_low + place->column, s->var + place->column,
         partial_at(op, 0, BASE, place), partial_at(op, 0, OFFSET, place),
-        partial_at(op, 0, M2, place), op->plan.positions, place.columns);
+        partial_at(op, 0, M2, place), op->plan.positions, place->columns);
     invstd(op, place);
     if (op->kernels->element == sizeof(double)) {
         retake_overflowed(op, place);
     }
 }
 
-static void forward_finish(const void *operation_, cbn_place place)
+static void forward_finish(const void *operation_, const cbn_place *place)
 {
     moments_finish(operation_, place);
     normalize_coefficients(operation_, place);
@@ -141,14 +141,14 @@ static void forward_finish(const void *operation_, cbn_place place)
 
 static cbn_channels normalize_channels(const operation *op, const cbn_piece *piece)
 {
-    cbn_channels channels = channels_at(op, piece->place);
-    channels.scale = coefficient(op, SCALE, piece->place);
-    channels.along_one = op->beta == NULL ? coefficient(op, ALONG_ONE, piece->place)
-                                          : for_lanes(op, ALONG_ONE, op->beta, piece->place);
+    cbn_channels channels = channels_at(op, &piece->place);
+    channels.scale = coefficient(op, SCALE, &piece->place);
+    channels.along_one = op->beta == NULL ? coefficient(op, ALONG_ONE, &piece->place)
+                                          : for_lanes(op, ALONG_ONE, op->beta, &piece->place);
     return channels;
 }
 
-static void normalize_place(const void *operation_, cbn_place place)
+static void normalize_place(const void *operation_, const cbn_place *place)
 {
     const operation *const op = operation_;
     for (cbn_piece piece = {.index = 0}; next_piece(op, place, 1, &piece);) {
@@ -158,27 +158,28 @@ static void normalize_place(const void *operation_, cbn_place place)
     }
 }
 
-static void sums_start(const void *operation_, cbn_place place)
+static void sums_start(const void *operation_, const cbn_place *place)
 {
     const operation *const op = operation_;
     copy_statistics_to_lanes(op, place);
     spread_to_lanes(op, place);
 }
 
-static void sums_finish(const void *operation_, cbn_place place)
+static void sums_finish(const void *operation_, const cbn_place *place)
 {
     const operation *const op = operation_;
     merge_partials(op, place);
-    cbn_channels_copy(op->dgamma + place.column, partial_at(op, 0, SUM_DY_XHAT, place), 0,
-                      place.columns);
-    cbn_channels_copy(op->dbeta + place.column, partial_at(op, 0, SUM_DY, place), 0, place.columns);
+    cbn_channels_copy(op->dgamma + place->column, partial_at(op, 0, SUM_DY_XHAT, place), 0,
+                      place->columns);
+    cbn_channels_copy(op->dbeta + place->column, partial_at(op, 0, SUM_DY, place), 0,
+                      place->columns);
 }
 
 /* One value has no gradient, which the rounding of scale would not quite give. */
-static void backward_scale(const operation *op, cbn_place place)
+static void backward_scale(const operation *op, const cbn_place *place)
 {
     if (op->statistics.count == 1) {
-        cbn_channels_copy(coefficient(op, SCALE, place), NULL, 0, place.columns);
+        cbn_channels_copy(coefficient(op, SCALE, place), NULL, 0, place->columns);
     } else {
         scale(op, place);
     }
@@ -186,18 +187,19 @@ static void backward_scale(const operation *op, cbn_place place)
 
 /* The Jacobian's map of these sums, plus gamma_dot along xhat and beta along one: (16), (30). */
 static void jacobian_coefficients(const operation *op, const double *sum_xhat, const double *sum,
-                                  cbn_place place)
+                                  const cbn_place *place)
 {
     const double *const by_scale = coefficient(op, SCALE, place);
     op->kernels->arithmetic->project(coefficient(op, ALONG_XHAT, place), sum_xhat, by_scale,
                                      op->statistics.count, or_null(op->gamma_dot, place),
-                                     place.columns);
+                                     place->columns);
     op->kernels->arithmetic->project(coefficient(op, ALONG_ONE, place), sum, by_scale,
-                                     op->statistics.count, or_null(op->beta, place), place.columns);
+                                     op->statistics.count, or_null(op->beta, place),
+                                     place->columns);
     spread_to_lanes(op, place);
 }
 
-static void jvp_finish(const void *operation_, cbn_place place)
+static void jvp_finish(const void *operation_, const cbn_place *place)
 {
     const operation *const op = operation_;
     merge_partials(op, place);
@@ -206,32 +208,32 @@ static void jvp_finish(const void *operation_, cbn_place place)
                           partial_at(op, 0, SUM_DY, place), place);
 }
 
-static void backward_finish(const void *operation_, cbn_place place)
+static void backward_finish(const void *operation_, const cbn_place *place)
 {
     const operation *const op = operation_;
     sums_finish(op, place);
     backward_scale(op, place);
-    jacobian_coefficients(op, op->dgamma + place.column, op->dbeta + place.column, place);
+    jacobian_coefficients(op, op->dgamma + place->column, op->dbeta + place->column, place);
 }
 
-static void apply_start(const void *operation_, cbn_place place)
+static void apply_start(const void *operation_, const cbn_place *place)
 {
     const operation *const op = operation_;
     copy_statistics_to_lanes(op, place);
     backward_scale(op, place);
-    jacobian_coefficients(op, op->dgamma + place.column, op->dbeta + place.column, place);
+    jacobian_coefficients(op, op->dgamma + place->column, op->dbeta + place->column, place);
 }
 
 static cbn_channels jacobian_channels(const operation *op, const cbn_piece *piece)
 {
-    cbn_channels channels = channels_at(op, piece->place);
-    channels.scale = coefficient(op, SCALE, piece->place);
-    channels.along_xhat = coefficient(op, ALONG_XHAT, piece->place);
-    channels.along_one = coefficient(op, ALONG_ONE, piece->place);
+    cbn_channels channels = channels_at(op, &piece->place);
+    channels.scale = coefficient(op, SCALE, &piece->place);
+    channels.along_xhat = coefficient(op, ALONG_XHAT, &piece->place);
+    channels.along_one = coefficient(op, ALONG_ONE, &piece->place);
     return channels;
 }
 
-static void dx_place(const void *operation_, cbn_place place)
+static void dx_place(const void *operation_, const cbn_place *place)
 {
     const operation *const op = operation_;
     for (cbn_piece piece = {.index = 0}; next_piece(op, place, 1, &piece);) {
@@ -242,13 +244,13 @@ static void dx_place(const void *operation_, cbn_place place)
 }
 
 /* The affine map that forward took, for the sign of y. */
-static void gated_start(const void *operation_, cbn_place place)
+static void gated_start(const void *operation_, const cbn_place *place)
 {
     normalize_coefficients(operation_, place);
 }
 
 /* Gated, and while that is in the cache its sums. */
-static void gated_place(const void *operation_, cbn_place place)
+static void gated_place(const void *operation_, const cbn_place *place)
 {
     const operation *const op = operation_;
     for (cbn_piece piece = {.index = 0}; next_piece(op, place, 1, &piece);) {
@@ -262,14 +264,14 @@ static void gated_place(const void *operation_, cbn_place place)
 }
 
 /* beta belongs to the sign alone. */
-static void gated_finish(const void *operation_, cbn_place place)
+static void gated_finish(const void *operation_, const cbn_place *place)
 {
     operation without_beta = *(const operation *)operation_;
     without_beta.beta = NULL;
     backward_finish(&without_beta, place);
 }
 
-static void inference_backward_start(const void *operation_, cbn_place place)
+static void inference_backward_start(const void *operation_, const cbn_place *place)
 {
     const operation *const op = operation_;
     invstd(op, place);
@@ -296,8 +298,8 @@ static int dx_comes_after_sums(const operation *op)
 
 static cbn_channels scale_channels(const operation *op, const cbn_piece *piece)
 {
-    cbn_channels channels = channels_at(op, piece->place);
-    channels.scale = coefficient(op, SCALE, piece->place);
+    cbn_channels channels = channels_at(op, &piece->place);
+    channels.scale = coefficient(op, SCALE, &piece->place);
     return channels;
 }
 
@@ -318,7 +320,7 @@ static const cbn_reduction sums_and_dx_reduction = {
     .merge = merge_sums,
 };
 
-static void inference_backward_place(const void *operation_, cbn_place place)
+static void inference_backward_place(const void *operation_, const cbn_place *place)
 {
     const operation *const op = operation_;
     cbn_piece piece = {.index = 0};
@@ -339,7 +341,7 @@ _Static_assert((int)DOUBLE_SUMS <= (int)MOST_PARTIALS,
                "room for the partial results of an operation");
 
 /* xhat of an array that is taken as it is. */
-static cbn_channels identity_channels(const operation *op, cbn_place place)
+static cbn_channels identity_channels(const operation *op, const cbn_place *place)
 {
     const double *const zero = coefficient(op, ZERO, place);
     const double *const one = coefficient(op, ONE, place);
@@ -351,12 +353,12 @@ static cbn_channels identity_channels(const operation *op, cbn_place place)
                           .along_one = zero};
 }
 
-static void double_start(const void *operation_, cbn_place place)
+static void double_start(const void *operation_, const cbn_place *place)
 {
     const operation *const op = operation_;
     copy_statistics_to_lanes(op, place);
-    cbn_channels_copy(coefficient(op, ZERO, place), NULL, 0, place.columns);
-    cbn_channels_copy(coefficient(op, ONE, place), NULL, 1, place.columns);
+    cbn_channels_copy(coefficient(op, ZERO, place), NULL, 0, place->columns);
+    cbn_channels_copy(coefficient(op, ONE, place), NULL, 1, place->columns);
     spread_to_lanes(op, place);
 }
 
@@ -364,8 +366,8 @@ static void double_start(const void *operation_, cbn_place place)
  * the sum of dy once more with the last one. */
 static void double_sums_of_piece(const operation *op, const cbn_piece *piece, double *const sums[])
 {
-    const cbn_channels channels = channels_at(op, piece->place);
-    const cbn_channels identity = identity_channels(op, piece->place);
+    const cbn_channels channels = channels_at(op, &piece->place);
+    const cbn_channels identity = identity_channels(op, &piece->place);
     const cbn_rows x = rows_of(op, X, piece), dy = rows_of(op, DY, piece);
     const cbn_rows ddx = rows_of(op, DDX, piece);
     op->kernels->backward_sums(sums[DY_XHAT], sums[DY_ONE], no_rows, dy, x, piece->tile, &channels);
@@ -382,7 +384,7 @@ const cbn_reduction cbn_double_sums_reduction = {
     .merge = merge_sums,
 };
 
-static void double_finish(const void *operation_, cbn_place place)
+static void double_finish(const void *operation_, const cbn_place *place)
 {
     const operation *const op = operation_;
     merge_partials(op, place);
@@ -396,15 +398,15 @@ static void double_finish(const void *operation_, cbn_place place)
                                   .dy_ddx = partial_at(op, 0, DY_DDX, place)};
     cbn_channels_double_backward(
         coefficient(op, C_DY, place), coefficient(op, C_DDX, place), coefficient(op, C_XHAT, place),
-        coefficient(op, C_ONE, place), op->dgamma + place.column, &sums,
-        coefficient(op, SCALE, place), op->statistics.invstd + place.column,
-        or_null(op->gamma_dot, place), op->statistics.count, place.columns);
+        coefficient(op, C_ONE, place), op->dgamma + place->column, &sums,
+        coefficient(op, SCALE, place), op->statistics.invstd + place->column,
+        or_null(op->gamma_dot, place), op->statistics.count, place->columns);
     spread_to_lanes(op, place);
 }
 
 /* g_x = (ddx * c_ddx + xhat * c_xhat + c_one), then + dy * c_dy as a second map whose xhat is g_x
  * itself; g_dy = (50). A block of rows at a time, so that the five arrays meet in the cache. */
-static void double_map(const void *operation_, cbn_place place)
+static void double_map(const void *operation_, const cbn_place *place)
 {
     const operation *const op = operation_;
     cbn_piece piece = {.index = 0};

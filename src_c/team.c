@@ -33,7 +33,7 @@ static void take(const member *m, cbn_step step, cbn_place place)
 {
     const size_t before = (size_t)m->thread * cbn_plan_thread_scratch(m->team->plan);
     place.scratch = m->team->scratch + before;
-    step(m->team->operation, place);
+    step(m->team->operation, &place);
 }
 
 static void take_dealt(const member *m, cbn_step step, cbn_deal deal)

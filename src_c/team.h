@@ -8,7 +8,7 @@
 
 #include "plan.h"
 
-typedef void (*cbn_step)(const void *operation, cbn_place place);
+typedef void (*cbn_step)(const void *operation, const cbn_place *place);
 
 /* Any may be NULL. */
 typedef struct cbn_steps {
