@@ -3,18 +3,19 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "compiler.h"
 #include "layout.h"
 
-/* A piece of a row that steps evenly: where it is, and how long. */
-typedef struct piece {
+/* A part of a row whose elements are evenly apart. */
+typedef struct stretch {
     char *data;
     ptrdiff_t step, length;
-} piece;
+} stretch;
 
 static ptrdiff_t least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
-static piece piece_at(const cbn_array_access *a, ptrdiff_t position, ptrdiff_t column,
-                      ptrdiff_t cols)
+static stretch stretch_at(const cbn_array_access *a, ptrdiff_t position, ptrdiff_t column,
+                          ptrdiff_t cols)
 {
     const cbn_array *const array = a->array;
     const ptrdiff_t channel = a->run > 1 ? column / a->run : column % array->channels;
@@ -22,17 +23,17 @@ static piece piece_at(const cbn_array_access *a, ptrdiff_t position, ptrdiff_t c
     ptrdiff_t run, step;
     const ptrdiff_t at = a->positions == NULL ? position : a->positions[position];
     const ptrdiff_t offset = cbn_offset(array, at, &run, &step) + channel * array->channel_stride;
-    piece p = {(char *)array->data + offset, step, least(run, cols)};
+    stretch part = {(char *)array->data + offset, step, least(run, cols)};
     if (a->dense) {
-        p.step = (ptrdiff_t)a->kernels->itemsize;
-        p.length = cols;
+        part.step = (ptrdiff_t)a->kernels->itemsize;
+        part.length = cols;
     } else if (a->run == 1) {
-        p.step = array->channel_stride;
-        p.length = least(array->channels - channel, cols);
+        part.step = array->channel_stride;
+        part.length = least(array->channels - channel, cols);
     } else {
-        p.length = least(p.length, a->run - column % a->run);
+        part.length = least(part.length, a->run - column % a->run);
     }
-    return p;
+    return part;
 }
 
 static char *locate(const cbn_access *access, ptrdiff_t position, ptrdiff_t column, ptrdiff_t cols)
@@ -41,9 +42,9 @@ static char *locate(const cbn_access *access, ptrdiff_t position, ptrdiff_t colu
     if (!a->native || a->kernels->element != a->kernels->itemsize) {
         return NULL;
     }
-    const piece p = piece_at(a, position, column, cols);
-    const int touches = p.step == (ptrdiff_t)a->kernels->itemsize || cols == 1;
-    return touches && p.length == cols ? p.data : NULL;
+    const stretch part = stretch_at(a, position, column, cols);
+    const int touches = part.step == (ptrdiff_t)a->kernels->itemsize || cols == 1;
+    return touches && part.length == cols ? part.data : NULL;
 }
 
 static void read_row(const cbn_access *access, void *to_, ptrdiff_t position, ptrdiff_t column,
@@ -51,10 +52,10 @@ static void read_row(const cbn_access *access, void *to_, ptrdiff_t position, pt
 {
     const cbn_array_access *const a = (const cbn_array_access *)(const void *)access;
     char *to = to_;
-    for (piece p; cols > 0; cols -= p.length, column += p.length) {
-        p = piece_at(a, position, column, cols);
-        a->kernels->load(to, p.data, p.step, a->array->swapped, p.length);
-        to += p.length * (ptrdiff_t)a->kernels->element;
+    for (stretch part; cols > 0; cols -= part.length, column += part.length) {
+        part = stretch_at(a, position, column, cols);
+        a->kernels->load(to, part.data, part.step, a->array->swapped, part.length);
+        to += part.length * (ptrdiff_t)a->kernels->element;
     }
 }
 
@@ -63,30 +64,45 @@ static void write_row(const cbn_access *access, const void *from_, ptrdiff_t pos
 {
     const cbn_array_access *const a = (const cbn_array_access *)(const void *)access;
     const char *from = from_;
-    for (piece p; cols > 0; cols -= p.length, column += p.length) {
-        p = piece_at(a, position, column, cols);
-        a->kernels->store(p.data, from, p.step, a->array->swapped, p.length);
-        from += p.length * (ptrdiff_t)a->kernels->element;
+    for (stretch part; cols > 0; cols -= part.length, column += part.length) {
+        part = stretch_at(a, position, column, cols);
+        a->kernels->store(part.data, from, part.step, a->array->swapped, part.length);
+        from += part.length * (ptrdiff_t)a->kernels->element;
     }
 }
 
-/* Elements k < length of n rows r; a constant number of rows is a loop without a branch. */
-#define CBN_COPY_ROWS(type, n, to_element, from_element)                                           \
-    for (ptrdiff_t k = 0; k < length; ++k) {                                                       \
-        for (ptrdiff_t r = 0; r < (n); ++r) {                                                      \
-            memcpy(to_element, from_element, sizeof(type));                                        \
-        }                                                                                          \
-    }
-#define CBN_COPY_ELEMENTS(to_element, from_element, size)                                          \
-    if (size == 4 && rows == CBN_GROUP_ROWS) {                                                     \
-        CBN_COPY_ROWS(uint32_t, CBN_GROUP_ROWS, to_element, from_element)                          \
-    } else if (size == 4) {                                                                        \
-        CBN_COPY_ROWS(uint32_t, rows, to_element, from_element)                                    \
-    } else {                                                                                       \
-        CBN_COPY_ROWS(uint64_t, rows, to_element, from_element)                                    \
-    }
+/* Elements of `size` bytes of some rows: in an array they are `step` bytes apart, in copies of the
+ * rows they touch. */
+typedef struct moved_rows {
+    char *array[CBN_GROUP_ROWS], *copy[CBN_GROUP_ROWS];
+    ptrdiff_t step, rows, length;
+} moved_rows;
 
-/* Pieces of all rows side by side, so that a line that several rows share is loaded once: forward
+/* The pointers are copied, since no element can then be one of them. */
+CBN_INLINE void move_elements(const moved_rows *given, ptrdiff_t rows, ptrdiff_t size, int scatter)
+{
+    const moved_rows at = *given;
+    for (ptrdiff_t k = 0; k < at.length; ++k) {
+        for (ptrdiff_t r = 0; r < rows; ++r) {
+            char *const array = at.array[r] + k * at.step, *const copy = at.copy[r] + k * size;
+            memcpy(scatter ? array : copy, scatter ? copy : array, (size_t)size);
+        }
+    }
+}
+
+/* Where the size and the number of rows are constants, the loop has no branch. */
+CBN_INLINE void move_by_size(const moved_rows *given, ptrdiff_t size, int scatter)
+{
+    if (size == sizeof(float) && given->rows == CBN_GROUP_ROWS) {
+        move_elements(given, CBN_GROUP_ROWS, sizeof(float), scatter);
+    } else if (size == sizeof(float)) {
+        move_elements(given, given->rows, sizeof(float), scatter);
+    } else {
+        move_elements(given, given->rows, sizeof(double), scatter);
+    }
+}
+
+/* All rows side by side, so that a line that several rows share is loaded once: forward
  * of Fortran-ordered 4096 x 512 took 10 times as long by one row after the other. */
 static void move_rows(const cbn_access *access, void *const *copies, ptrdiff_t rows,
                       ptrdiff_t position, ptrdiff_t step, ptrdiff_t column, ptrdiff_t cols,
@@ -94,22 +110,21 @@ static void move_rows(const cbn_access *access, void *const *copies, ptrdiff_t r
 {
     const cbn_array_access *const a = (const cbn_array_access *)(const void *)access;
     const ptrdiff_t size = (ptrdiff_t)a->kernels->itemsize;
-    char *there[CBN_GROUP_ROWS], *here[CBN_GROUP_ROWS];
-    ptrdiff_t length;
-    for (ptrdiff_t done = 0; done < cols; done += length) {
-        ptrdiff_t stride = 0;
-        length = cols - done;
+    moved_rows moved;
+    moved.rows = rows;
+    for (ptrdiff_t done = 0; done < cols; done += moved.length) {
+        moved.length = cols - done;
         for (ptrdiff_t r = 0; r < rows; ++r) {
-            const piece p = piece_at(a, position + r * step, column + done, cols - done);
-            there[r] = p.data;
-            here[r] = (char *)copies[r] + done * size;
-            length = least(length, p.length);
-            stride = p.step;
+            const stretch part = stretch_at(a, position + r * step, column + done, cols - done);
+            moved.array[r] = part.data;
+            moved.copy[r] = (char *)copies[r] + done * size;
+            moved.step = part.step;
+            moved.length = least(moved.length, part.length);
         }
         if (scatter) {
-            CBN_COPY_ELEMENTS(there[r] + k * stride, here[r] + k * size, size)
+            move_by_size(&moved, size, 1);
         } else {
-            CBN_COPY_ELEMENTS(here[r] + k * size, there[r] + k * stride, size)
+            move_by_size(&moved, size, 0);
         }
     }
 }

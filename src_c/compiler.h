@@ -28,6 +28,7 @@
 #define CBN_NOINLINE __declspec(noinline)
 #define CBN_UNUSED
 #define CBN_SIMD __pragma(loop(ivdep))
+#define CBN_SIMD_SHORT CBN_SIMD
 #pragma fp_contract(off)
 #else
 #define CBN_INLINE static inline __attribute__((always_inline))

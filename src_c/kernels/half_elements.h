@@ -19,8 +19,8 @@ typedef void widen_function(float *to, const half_type *from, ptrdiff_t n);
 typedef void narrow_function(half_type *to, const float *from, ptrdiff_t n);
 
 /* Elements that do not touch; load and store take those that do in one call. */
-CBN_NOINLINE static void load_apart(float *to, const char *from, ptrdiff_t stride, int swapped,
-                                    ptrdiff_t n, widen_function *widen)
+CBN_NOINLINE static void load_strided(float *to, const char *from, ptrdiff_t stride, int swapped,
+                                      ptrdiff_t n, widen_function *widen)
 {
     half_type block[HALF_BLOCK];
     /* same(< -> <=): sanitizers see the read past the end */
@@ -31,8 +31,8 @@ CBN_NOINLINE static void load_apart(float *to, const char *from, ptrdiff_t strid
     }
 }
 
-CBN_NOINLINE static void store_apart(char *to, const float *from, ptrdiff_t stride, int swapped,
-                                     ptrdiff_t n, narrow_function *narrow)
+CBN_NOINLINE static void store_strided(char *to, const float *from, ptrdiff_t stride, int swapped,
+                                       ptrdiff_t n, narrow_function *narrow)
 {
     half_type block[HALF_BLOCK];
     /* same(< -> <=): sanitizers see the read past the end */
@@ -50,7 +50,7 @@ CBN_INLINE void load_half(float *to, const char *from, ptrdiff_t stride, int swa
     if (is_block(from, stride, swapped)) {
         widen(to, (const half_type *)(const void *)from, n);
     } else {
-        load_apart(to, from, stride, swapped, n, widen);
+        load_strided(to, from, stride, swapped, n, widen);
     }
 }
 
@@ -60,7 +60,7 @@ CBN_INLINE void store_half(char *to, const float *from, ptrdiff_t stride, int sw
     if (is_block(to, stride, swapped)) {
         narrow((half_type *)(void *)to, from, n);
     } else {
-        store_apart(to, from, stride, swapped, n, narrow);
+        store_strided(to, from, stride, swapped, n, narrow);
     }
 }
 
