@@ -5,7 +5,6 @@
 
 #include "../kernels/numbers.h"
 
-#include "../isa/stream.h"
 #include "../kernels/kernels.h"
 
 #include "../kernels/backward_sums.h"

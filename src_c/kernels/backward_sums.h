@@ -39,24 +39,20 @@ static void finish_sums(double *sum_dy_xhat, double *sum_dy, double *const sum[2
     }
 }
 
-static reduce_function *const sums_functions[] = {backward_sums_first, backward_sums_more,
-                                                  backward_sums_last};
-static reduce_function *const sums_dx_functions[] = {NULL, backward_sums_dx_more,
-                                                     backward_sums_dx_last};
-
 /* dx is made along with the sums, or past the caches from each row of dy after them. */
 static void choose_functions(reduce_job *job)
 {
+    const cbn_stores stores = job->tile.stores;
+    map_function *const past_caches = functions_of_map[CBN_SCALE].one[CBN_PAST_CACHES];
     if (!is_given(&job->dx)) {
         return;
     }
-#if CBN_TUNED
-    if (job->tile.stores == CBN_PAST_CACHES && is_direct(&job->dx) && begin_alike(&job->dx)) {
-        job->map_dx = scale_1_stream;
-        return;
+    if (stores == CBN_PAST_CACHES && is_direct(&job->dx) && begin_alike(&job->dx)) {
+        job->map_dx = past_caches;
     }
-#endif
-    job->function = sums_dx_functions;
+    if (job->map_dx == NULL) {
+        job->function = sums_dx_functions;
+    }
 }
 
 /* The sums of the channels of a tile, all of them in the working type. */
@@ -113,7 +109,7 @@ static void backward_sums_range(double *sum_dy_xhat, double *sum_dy, cbn_rows dx
     choose_functions(&job);
     reduce_blocks(&job);
     if (job.map_dx != NULL) {
-        cbn_stream_end();
+        finish_stores(tile.stores);
     }
     for (int k = 0; k < 2; ++k) {
         sum_of_runs(sum[k], &tile);

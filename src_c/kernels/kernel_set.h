@@ -5,7 +5,6 @@
 
 #include "numbers.h"
 
-#include "../isa/stream.h"
 #include "kernels.h"
 
 #include "elements.h"

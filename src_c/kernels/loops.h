@@ -3,6 +3,7 @@
 #ifndef CBN_LOOPS_H
 #define CBN_LOOPS_H
 
+#include "../isa/stream.h"
 #include "columns.h"
 
 enum { LINE = CBN_LINE_BYTES / sizeof(element), BURST = 1024 / sizeof(element) };
@@ -102,6 +103,20 @@ CBN_INLINE void reduce_lines(const reduce_rows *rows, const reduce_shape *shape)
         for (ptrdiff_t j = from; j < before; ++j) {
             shape->column(rows, shape->group, shape->which, j);
         }
+    }
+}
+
+/* Bytes that were made elsewhere. */
+CBN_INLINE void store_past_caches(char *to, const char *from, size_t size)
+{
+    cbn_stream(to, from, size);
+}
+
+/* Other threads see what was stored before. */
+CBN_INLINE void finish_stores(cbn_stores stores)
+{
+    if (stores == CBN_PAST_CACHES) {
+        cbn_stream_end();
     }
 }
 

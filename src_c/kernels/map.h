@@ -52,59 +52,29 @@ enum { AFFINE = 1 << HIGH | 1 << SLOPE | 1 << PLUS, BY_SCALE = 1 << SCALE };
 /* Runs of so many columns are taken one by one [long-runs]. */
 enum { NEVER, LONG_RUN = 512, LONG_RUN_OF_DX = 128 };
 
-/* Functions for one row at once, two, four, or a run, by cbn_stores. Those that there are not are
- * not compiled. */
 typedef struct map_kind {
     int operands, coefficients;
     void (*set)(work *const to[COEFFICIENTS], const cbn_channels *channels, ptrdiff_t count);
     int long_run;
-    map_function *one[2], *two[2], *four[2], *run[2];
 } map_kind;
 
 static const map_kind map_kinds[CBN_MAPS] = {
-#if CBN_TUNED
-    [CBN_NORMALIZE] = {X,
-                       AFFINE,
-                       set_affine,
-                       LONG_RUN,
-                       {normalize_1, normalize_1_stream},
-                       {normalize_2},
-                       {normalize_4, normalize_4_stream},
-                       {normalize_run, normalize_run_stream}},
-    [CBN_BACKWARD_DX] = {X | DY,
-                         AFFINE | BY_SCALE,
-                         set_gradient,
-                         LONG_RUN_OF_DX,
-                         {dx_1, dx_1_stream},
-                         {dx_2, dx_2_stream},
-                         {NULL},
-                         {dx_run, dx_run_stream}},
-    [CBN_SCALE] = {DY,
-                   BY_SCALE,
-                   set_scale,
-                   LONG_RUN,
-                   {scale_1, scale_1_stream},
-                   {scale_2},
-                   {scale_4, scale_4_stream},
-                   {scale_run, scale_run_stream}},
-#else
-    [CBN_NORMALIZE] = {X, AFFINE, set_affine, NEVER, {normalize_1}},
-    [CBN_BACKWARD_DX] = {X | DY, AFFINE | BY_SCALE, set_gradient, NEVER, {dx_1}},
-    [CBN_SCALE] = {DY, BY_SCALE, set_scale, NEVER, {scale_1}},
-#endif
-    [CBN_NORMALIZE_RELU] = {X, AFFINE, set_affine, NEVER, {normalize_relu_1}},
-    [CBN_NORMALIZE_RESIDUAL] = {X | RESIDUAL, AFFINE, set_affine, NEVER, {normalize_residual_1}},
-    [CBN_NORMALIZE_RESIDUAL_RELU] =
-        {X | RESIDUAL, AFFINE, set_affine, NEVER, {normalize_residual_relu_1}},
-    [CBN_RELU_BACKWARD] = {X | DY, AFFINE, set_affine, NEVER, {relu_backward_1}},
-    [CBN_RELU_BACKWARD_RESIDUAL] =
-        {X | DY | RESIDUAL, AFFINE, set_affine, NEVER, {relu_backward_residual_1}},
+    [CBN_NORMALIZE] = {X, AFFINE, set_affine, CBN_TUNED ? LONG_RUN : NEVER},
+    [CBN_NORMALIZE_RELU] = {X, AFFINE, set_affine, NEVER},
+    [CBN_NORMALIZE_RESIDUAL] = {X | RESIDUAL, AFFINE, set_affine, NEVER},
+    [CBN_NORMALIZE_RESIDUAL_RELU] = {X | RESIDUAL, AFFINE, set_affine, NEVER},
+    [CBN_RELU_BACKWARD] = {X | DY, AFFINE, set_affine, NEVER},
+    [CBN_RELU_BACKWARD_RESIDUAL] = {X | DY | RESIDUAL, AFFINE, set_affine, NEVER},
+    [CBN_BACKWARD_DX] = {X | DY, AFFINE | BY_SCALE, set_gradient,
+                         CBN_TUNED ? LONG_RUN_OF_DX : NEVER},
+    [CBN_SCALE] = {DY, BY_SCALE, set_scale, CBN_TUNED ? LONG_RUN : NEVER},
 };
 
 /* --- one map of one tile --------------------------------------------------------------------- */
 
 typedef struct map_job {
     const map_kind *kind;
+    const map_functions *functions;
     cbn_rows out, in[CBN_OPERANDS];
     cbn_tile tile;
     work *coefficient[COEFFICIENTS];
@@ -122,11 +92,11 @@ CBN_INLINE int has_operand(const map_job *job, int operand)
 static map_function *function_of(const map_job *job, int rows, enum channels_of of,
                                  cbn_stores stores)
 {
-    const map_kind *const kind = job->kind;
-    map_function *const *const by_stores = of == ONE_CHANNEL ? kind->run
-                                           : rows == 4       ? kind->four
-                                           : rows == 2       ? kind->two
-                                                             : kind->one;
+    const map_functions *const functions = job->functions;
+    map_function *const *const by_stores = of == ONE_CHANNEL ? functions->run
+                                           : rows == 4       ? functions->four
+                                           : rows == 2       ? functions->two
+                                                             : functions->one;
     return by_stores[stores] != NULL ? by_stores[stores] : by_stores[CBN_ORDINARY];
 }
 
@@ -211,13 +181,13 @@ CBN_INLINE int best_at_once(const cbn_tile *tile)
 
 static int rows_at_once(const map_job *job)
 {
-    const map_kind *const kind = job->kind;
+    const map_functions *const functions = job->functions;
     const int broken = job->tile.stores == CBN_PAST_CACHES && !begin_alike(&job->out);
     const int best = best_at_once(&job->tile);
-    if (kind->two[CBN_ORDINARY] == NULL || !job->even || broken) {
+    if (functions->two[CBN_ORDINARY] == NULL || !job->even || broken) {
         return 1;
     }
-    if (kind->four[CBN_ORDINARY] != NULL) {
+    if (functions->four[CBN_ORDINARY] != NULL) {
         return best;
     }
     /* Four rows of three arrays would not fit into a set of the first-level cache. Two are better
@@ -289,6 +259,7 @@ static void map_range(cbn_map map, cbn_rows out, const cbn_rows in[CBN_OPERANDS]
 {
     map_job job; /* no member is cleared that is set below [clears] */
     job.kind = &map_kinds[map];
+    job.functions = &functions_of_map[map];
     job.out = out;
     job.tile = tile;
     job.direct = job.even = 1;
@@ -315,9 +286,7 @@ static void map_range(cbn_map map, cbn_rows out, const cbn_rows in[CBN_OPERANDS]
         }
         map_whole_rows(&job);
     }
-    if (tile.stores == CBN_PAST_CACHES) {
-        cbn_stream_end();
-    }
+    finish_stores(tile.stores);
 }
 
 #endif

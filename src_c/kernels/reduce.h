@@ -213,9 +213,6 @@ static void reduce_blocks(const reduce_job *job)
 
 /* --- moments of the rows of a tile ----------------------------------------------------------- */
 
-static reduce_function *const anchor_functions[] = {anchor_first, anchor_more, anchor_last};
-static reduce_function *const moments_functions[] = {moments_first, moments_more, moments_last};
-
 /* sum[0] = sum(x - anchor) of each column; with moments_functions also sum[1] = sum((x -
  * anchor)^2).
  */

@@ -4,6 +4,7 @@
 #ifndef CBN_ROWS_H
 #define CBN_ROWS_H
 
+#include "loops.h"
 #include "slots.h"
 
 /* Columns of half types that are converted at a time, so that they stay in the first-level cache
@@ -233,7 +234,7 @@ CBN_INLINE void narrow_panel(const cbn_rows *out, element *const rows[], const w
         const int past_caches = stores == CBN_PAST_CACHES;
         out->half->store(past_caches ? made : to, rows[r], HALF_BYTES, 0, w->cols);
         if (past_caches) {
-            cbn_stream(to, made, (size_t)w->cols * HALF_BYTES);
+            store_past_caches(to, made, (size_t)w->cols * HALF_BYTES);
         }
     }
 }

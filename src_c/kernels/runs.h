@@ -48,10 +48,10 @@ CBN_NOINLINE static void add_runs(double *columns, ptrdiff_t channels, ptrdiff_t
         double sum[SUMS] = {0};
         ptrdiff_t left = run, j = 0;
         for (; left > FEW; left -= left / 2) {
-            const ptrdiff_t half_of_them = left / 2;
+            const ptrdiff_t folded = left / 2;
             CBN_SIMD
-            for (ptrdiff_t k = 0; k < half_of_them; ++k) {
-                from[k] += from[k + left - half_of_them];
+            for (ptrdiff_t k = 0; k < folded; ++k) {
+                from[k] += from[k + left - folded];
             }
         }
         for (; j + SUMS <= left; j += SUMS) {

@@ -66,4 +66,41 @@ CBN_REDUCTION(backward_sums_dx_last, backward_sums_dx_column, !KEEPS_ERRORS, LAS
 typedef void map_function(const map_rows *given);
 typedef void reduce_function(const reduce_rows *given);
 
+/* The functions of a map for one row at once, two, four, or a run, by cbn_stores. Where there is
+ * none for stores past the caches, the one for ordinary stores serves. */
+typedef struct map_functions {
+    map_function *one[2], *two[2], *four[2], *run[2];
+} map_functions;
+
+static const map_functions functions_of_map[CBN_MAPS] = {
+#if CBN_TUNED
+    [CBN_NORMALIZE] = {{normalize_1, normalize_1_stream},
+                       {normalize_2},
+                       {normalize_4, normalize_4_stream},
+                       {normalize_run, normalize_run_stream}},
+    [CBN_BACKWARD_DX] = {{dx_1, dx_1_stream}, {dx_2, dx_2_stream}, {NULL}, {dx_run, dx_run_stream}},
+    [CBN_SCALE] = {{scale_1, scale_1_stream},
+                   {scale_2},
+                   {scale_4, scale_4_stream},
+                   {scale_run, scale_run_stream}},
+#else
+    [CBN_NORMALIZE] = {{normalize_1}},
+    [CBN_BACKWARD_DX] = {{dx_1}},
+    [CBN_SCALE] = {{scale_1}},
+#endif
+    [CBN_NORMALIZE_RELU] = {{normalize_relu_1}},
+    [CBN_NORMALIZE_RESIDUAL] = {{normalize_residual_1}},
+    [CBN_NORMALIZE_RESIDUAL_RELU] = {{normalize_residual_relu_1}},
+    [CBN_RELU_BACKWARD] = {{relu_backward_1}},
+    [CBN_RELU_BACKWARD_RESIDUAL] = {{relu_backward_residual_1}},
+};
+
+/* The functions of a reduction, by rows_of_block. */
+static reduce_function *const anchor_functions[] = {anchor_first, anchor_more, anchor_last};
+static reduce_function *const moments_functions[] = {moments_first, moments_more, moments_last};
+static reduce_function *const sums_functions[] = {backward_sums_first, backward_sums_more,
+                                                  backward_sums_last};
+static reduce_function *const sums_dx_functions[] = {NULL, backward_sums_dx_more,
+                                                     backward_sums_dx_last};
+
 #endif

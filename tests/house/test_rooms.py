@@ -282,19 +282,78 @@ def test_headers_are_guarded_unless_they_make_a_unit():
     assert not [name_of(path) for path in HEADERS if is_guarded(path) is makes_a_unit(path)]
 
 
-# Words of src_c/kernels, and the files whose concern they are.
+# Words of src_c/kernels, and the files whose concern they are: the contract, the provider and the
+# sink; the loops and the table.
 WORDS_OF = {
-    "half": {"kernels.h", "rows.h"},
-    "access": {"kernels.h", "rows.h"},
-    "scattered": {"kernels.h", "rows.h"},
+    r"\bhalf\b": {"kernels.h", "rows.h"},
+    r"\baccess\b": {"kernels.h", "rows.h"},
+    r"\bscattered\b": {"kernels.h", "rows.h"},
+    r"stream": {"loops.h", "table.h"},
 }
 
 
 @pytest.mark.parametrize("word", WORDS_OF)
 def test_a_concern_of_the_kernels_has_its_file(word):
     paths = (SRC_C / "kernels").rglob("*.h")
-    found = {path.name for path in paths if re.search(rf"\b{word}\b", without_comments(path))}
+    found = {path.name for path in paths if re.search(word, without_comments(path))}
     assert found == WORDS_OF[word]
+
+
+MACRO = re.compile(r"^#define (\w+)\(([\w, .]*)\)((?:.*\\\n)*.*)$", flags=re.MULTILINE)
+C_WORDS = set(
+    "const static extern inline void int double float char unsigned struct enum return if else for "
+    "while sizeof NULL omp simd simdlen attribute always_inline noinline unused constructor "
+    "uint16_t uint32_t uint64_t size_t ptrdiff_t".split()
+)
+
+
+def names_at_file_scope() -> set[str]:
+    """Functions, types, constants, objects and macros of src_c."""
+    text = "\n".join(without_comments(path) for path in C_FILES)
+    names = set(re.findall(r"^#define (\w+)", text, flags=re.MULTILINE))
+    names |= set(re.findall(r"^(?:\w+[ *]+)+(\w+)(?=\(|\[|;| =)", text, flags=re.MULTILINE))
+    names |= set(re.findall(r"^\} (\w+);", text, flags=re.MULTILINE))
+    for constants in re.findall(r"\benum(?:\s+\w+)?\s*\{(.*?)\}", text, flags=re.DOTALL):
+        names |= set(re.findall(r"\b([a-zA-Z_]\w*)\b", constants))
+    return names
+
+
+def captured(parameters: str, body: str) -> set[str]:
+    """Names in a macro's body that neither it nor any file declares: locals of whoever calls it."""
+    code = re.sub(r'"[^"]*"|[.#]\s*\w+|\w+##\w+|##', " ", body)
+    own = set(re.findall(r"\w+", parameters)) | set(re.findall(r"\w+ \**(\w+)(?= =|\))", code))
+    own |= set(re.findall(r"(\w+) =", body))
+    used = set(re.findall(r"\b[a-zA-Z_]\w*", code))
+    return used - own - C_WORDS - names_at_file_scope()
+
+
+def test_no_macro_reads_a_variable_of_its_caller():
+    macros = [m for path in C_FILES for m in MACRO.findall(without_comments(path))]
+    assert {"CBN_MAP", "CBN_REDUCTION", "CBN_TIER"} <= {name for name, _, _ in macros}
+    caught = {name: found for name, args, body in macros if (found := captured(args, body))}
+    assert not caught
+    assert captured("to", "to[j] = tile.cols") == {"j", "tile"}
+
+
+def arguments_of_macros(text: str):
+    """What stands between the parentheses of each use of a macro of this project."""
+    for use in re.finditer(r"\bCBN_[A-Z0-9_]+\(", text):
+        depth, end = 1, use.end()
+        while depth:
+            depth += {"(": 1, ")": -1}.get(text[end], 0)
+            end += 1
+        yield text[use.end() : end - 1]
+
+
+def test_no_statement_is_an_argument_of_a_macro():
+    assert list(arguments_of_macros("CBN_ROWS(j, { f(j); })")) == ["j, { f(j); }"]
+    found = {
+        (name_of(path), argument)
+        for path in C_FILES
+        for argument in arguments_of_macros(without_comments(path))
+        if re.search(r"[;{]", argument)
+    }
+    assert not found
 
 
 def test_every_tag_of_a_decision_is_explained():
