@@ -72,7 +72,7 @@ int cbn_is_native(const cbn_array *array, size_t itemsize)
     return !array->swapped && any % itemsize == 0;
 }
 
-int cbn_is_plain_rows(const cbn_array *array, size_t itemsize)
+int cbn_has_adjacent_channels(const cbn_array *array, size_t itemsize)
 {
     const int adjacent = array->channels == 1 || array->channel_stride == (ptrdiff_t)itemsize;
     return array->inner == 1 && array->dims == 1 && adjacent && cbn_is_native(array, itemsize);

@@ -5,7 +5,7 @@
 #include "cbn.h"
 
 /* Rows of adjacent channels of `itemsize` bytes: S == 1, one row stride, native elements. */
-int cbn_is_plain_rows(const cbn_array *array, size_t itemsize);
+int cbn_has_adjacent_channels(const cbn_array *array, size_t itemsize);
 
 /* Aligned elements in the machine's byte order. */
 int cbn_is_native(const cbn_array *array, size_t itemsize);
