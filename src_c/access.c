@@ -102,8 +102,8 @@ CBN_INLINE void move_by_size(const moved_rows *given, ptrdiff_t size, int scatte
     }
 }
 
-/* All rows side by side, so that a line that several rows share is loaded once: forward
- * of Fortran-ordered 4096 x 512 took 10 times as long by one row after the other. */
+/* The rows are moved side by side, so that a line that several of them share is loaded once
+ * [scattered-rows]. */
 static void move_rows(const cbn_access *access, void *const *copies, ptrdiff_t rows,
                       ptrdiff_t position, ptrdiff_t step, ptrdiff_t column, ptrdiff_t cols,
                       int scatter)

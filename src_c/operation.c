@@ -8,8 +8,8 @@
 #include "dispatch.h"
 #include "layout.h"
 
-/* Bytes of all arrays from which on rows are read in order, and stores go past the caches. Neither
- * changes a result. */
+/* From so many bytes of all arrays on, rows are read in the order of memory [rows-at-once], and
+ * stores go past the caches [far-bytes]. Neither changes a result. */
 #define IN_ORDER_BYTES (16 << 20)
 #define FAR_BYTES (24 << 20)
 

@@ -10,41 +10,45 @@
 /* More threads than pay for any call; libgomp ends the process when the system refuses one. */
 #define MAX_THREADS 1024
 
-/* Rows of a chunk: enough to spread the cost of a tile (moments of chunks of 256 rows took 1.1
- * times as long), and at most MAX_CHUNKS chunks. The partial results of a forward pass stay under 2
- * % of a float32 input. */
+/* A chunk has enough rows to spread the cost of a tile over them [chunk-rows], and there are at
+ * most MAX_CHUNKS chunks. The partial results of a forward pass need less than 2 % of the memory of
+ * a float32 input. */
 #define MIN_CHUNK_ROWS 512
 #define MAX_CHUNK_ROWS 2048
 #define USUAL_CHUNKS 64
 #define MAX_CHUNKS 8192
 
-/* Columns of a row of lanes, and of a strip: memory likes long runs, caches those whose
- * coefficients stay near (from 4 million elements on, and below; the other number took 1.1 times as
- * long). And rows of a lane, for the same reason as those of a chunk. */
+/* A row of lanes has at most so many columns. Arrays from FAR_ELEMENTS on come from memory, which
+ * is read best in long rows; smaller ones stay in the caches, and shorter rows keep their
+ * coefficients there too [lane-columns]. */
 #define FAR_ELEMENTS (4 << 20)
 #define FAR_LANES_COLUMNS 2048
 #define LANES_COLUMNS 1024
+
+/* A lane has at least so many rows, which spread the cost of a tile as those of a chunk do. */
 #define MIN_LANE_ROWS 256
+
+/* A strip is as wide as MAX_STRIP if it can be, because memory is read best in long rows
+ * [strip-width]. */
 #define MAX_STRIP 4096
 #define MIN_STRIP 64
 
-/* Runs of an inner axis: long ones for long loops, and the longer the more rows of them, to be
- * worth their merge: 8 of 1024 columns, 16 of 2048, 32 of 4096 (32 x 64 x 56 x 56 with runs of 784
- * instead of 3136 1.1 to 1.2 times as long, of 448 1.3 to 1.4; 8 x 256 x 56 x 56 with 8 of 3136
- * instead of 16 of 1568 1.1 to 1.2 forward, with 32 of 784 1.0 to 1.07). Below so many positions of
- * several images a channel costs more than it has, and rows are gathered, which took 4 times as
- * long at 8 x 512 x 7 x 7. Of one image more, lest x.T have other bytes than x where rows are
- * cheap. */
+/* A run of an inner axis is long, so that the loop over it is long. It is the longer the more rows
+ * there are, since its columns have to be merged once for all of them: 8 rows have runs of 1024
+ * columns, 16 of 2048, 32 of 4096 [run-length]. */
 #define MAX_RUN 4096
 #define MIN_RUN 32
 #define MIN_RUN_ROWS 8
 #define RUN_COLUMNS_PER_ROW 128
+
+/* A channel with fewer positions costs more than its run is worth, and rows are gathered instead
+ * [few-positions]. One image needs more of them, because x.T must have the bytes of x where rows
+ * are cheap. */
 #define MIN_POSITIONS 64
 #define MIN_POSITIONS_OF_ONE 1024
 
-/* Channels of a short inner axis are taken together, so many columns of them, if there are several
- * images. 32 x 512 x 7 x 7 took 2.9 ns an element channel by channel, 32 x 512 x 28 x 28 by one
- * channel instead of two 1.1 times as long. */
+/* Several channels of a short inner axis are taken together if there are several images: so many
+ * columns make a loop long enough [channel-groups]. */
 #define SHORT_INNER 1024
 #define GROUP_COLUMNS 2048
 #define MIN_IMAGES 2
@@ -54,8 +58,8 @@
 
 static ptrdiff_t min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 static ptrdiff_t max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
-/* a / b, rounded up, for a > 0. Small calls need no division, which would take a twentieth of their
- * time. */
+/* a / b, rounded up, for a > 0. Small calls do without the division, which takes long beside the
+ * rest of their work [no-division]. */
 static ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b)
 {
     return a <= b ? 1 : b == 1 ? a : (a - 1) / b + 1;
@@ -124,9 +128,9 @@ static void set_strips(cbn_plan *plan, ptrdiff_t strip)
     plan->strips = ceil_div(plan->columns, strip);
 }
 
-/* Maps share the rows where reductions share the columns of narrow arrays: a core's prefetchers run
- * into what another core has just written at the end of every row, which on some days made forward
- * at 256 x 1024 with two threads take 1.7 times as long. */
+/* Threads share the rows in maps even where they share the columns in reductions. If they shared
+ * the columns, a core's prefetchers would run at the end of each row into what another core has
+ * just written [shared-rows]. */
 int cbn_plan_maps_share_rows(const cbn_plan *plan)
 {
     return plan->threads > 1 && plan->run == 1 && plan->columns <= MAX_STRIP &&

@@ -287,7 +287,8 @@ static int is_in_place(const operation *op)
 
 /* Whether dx is made after the sums and not along with them. Sums that float32 cannot hold are
  * taken twice, so that dx must not yet be written over dy or x. Past the caches dx comes later too,
- * while the place is still in one of them, unless the sums' kernel can store it past them. */
+ * while the place is still in one of them, unless the sums' kernel can store it past them, which
+ * saves that pass [dx-with-sums]. */
 static int dx_comes_after_sums(const operation *op)
 {
     const ptrdiff_t stride = op->operands[OUT]->strides[0] * op->plan.lanes;

@@ -1,7 +1,7 @@
 /* The float64 arithmetic on per-channel numbers of every call: partial results are merged and
- * become statistics and coefficients. Divisions and square roots made it a third of forward at
- * 8 x 1024 and a seventh at 32 x 64, which vectors of four halve; each is rounded correctly on
- * every tier. */
+ * become statistics and coefficients. It is compiled for each tier, because its divisions and
+ * square roots count in calls with few rows and are made faster by wide vectors [tier-arithmetic].
+ * Each is rounded correctly on every tier. */
 #ifndef CBN_ARITHMETIC_H
 #define CBN_ARITHMETIC_H
 

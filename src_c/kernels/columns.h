@@ -126,7 +126,8 @@ typedef struct reduce_rows {
     ptrdiff_t cols, skew;
 } reduce_rows;
 
-/* Rows of a block: the first make s and t, the last add them to the float64 sums. */
+/* Rows of a block: the first make s and t, the last add them to the float64 sums, so that no loop
+ * over the sums alone is needed [block-ends]. */
 enum rows_of_block { FIRST_ROWS, MORE_ROWS, LAST_ROWS };
 
 /* What a reduction does at column j of the rows of a group. */
@@ -169,7 +170,7 @@ CBN_INLINE void keep_block_sums(const reduce_rows *rows, terms sums, ptrdiff_t j
     rows->t[j] = sums.t;
 }
 
-/* Sums without squares, which the first anchor does without. */
+/* Sums without squares, since the first anchor does not need them [anchor]. */
 CBN_INLINE void anchor_column(const reduce_rows *rows, ptrdiff_t group, enum rows_of_block which,
                               ptrdiff_t j)
 {

@@ -83,8 +83,8 @@ static int all_trusted(const double *squares, ptrdiff_t count)
     return !bad;
 }
 
-/* Constant channels have no squares and are exact all the same: alone they do not earn a second,
- * wide look, which costs three times the first one. Channels of zeros are common. */
+/* Constant channels have no squares and are exact all the same. Alone they do not earn a second
+ * look by the wide kernels [constant-channels], since channels of zeros are common. */
 static int untrusted_are_constant(const double *squares, const element *anchor, const cbn_rows *x,
                                   const cbn_tile *tile)
 {

@@ -2,8 +2,8 @@
  * error grows with the logarithm of the number of rows; their order is part of what is promised.
  *
  * Both take high - x and anchor - x instead of x - high: only the second operand of a subtraction
- * may come from memory, which saves a load. The sums come out with the other sign, which whoever
- * adds them up turns back. */
+ * may come from memory, which saves a load [second-operand]. The sums come out with the other sign,
+ * which whoever adds them up turns back. */
 #ifndef CBN_REDUCTIONS_H
 #define CBN_REDUCTIONS_H
 
