@@ -287,7 +287,8 @@ static int needs_access(const operation *op, const cbn_selection *selection)
     int needs = selection->positions != NULL;
     for (int i = 0; i < OPERANDS; ++i) {
         const cbn_array *const array = op->operands[i];
-        needs = needs || (array != NULL && !cbn_has_adjacent_channels(array, op->kernels->itemsize));
+        needs =
+            needs || (array != NULL && !cbn_has_adjacent_channels(array, op->kernels->itemsize));
     }
     return needs;
 }
