@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from tiers import TIERS, cpu_tiers, required_tiers
+from tiers import TIERS, cpu_flags, cpu_tiers, required_tiers
 
 import cbn
 
@@ -16,6 +16,15 @@ UNSUPPORTED = sorted(set(TIERS) - set(RUNTIME["supported"]))
 def test_the_tiers_found_are_those_of_the_cpu():
     assert RUNTIME["supported"] == cpu_tiers()
     assert set(required_tiers()) <= set(RUNTIME["supported"]) <= set(RUNTIME["built"])
+
+
+@pytest.mark.parametrize(
+    "cpuinfo",
+    ["processor\t: 0\nflags\t\t: fpu vme\nbugs\t: none\n", "BogoMIPS : 50\nFeatures : fpu vme\n"],
+    ids=["x86", "arm"],
+)
+def test_the_flags_of_a_cpu_are_found(cpuinfo):
+    assert cpu_flags(cpuinfo) == {"fpu", "vme"}
 
 
 def test_the_tier_chosen_here():

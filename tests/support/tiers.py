@@ -18,13 +18,17 @@ def tiers_of(machine: str) -> list[str]:
     return [name for name, tier in TIERS.items() if tier["machine"] in ("any", machine)]
 
 
+def cpu_flags(cpuinfo: str) -> set[str]:
+    """What the first CPU has, of the text of /proc/cpuinfo; ARM has other words than x86."""
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, flags=re.MULTILINE)
+    return set(line[1].split()) if line else set()
+
+
 def cpu_tiers() -> list[str]:
     """The tiers of this CPU by the system's account, in which cbn has no part."""
     machine = platform.machine().lower()
     cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
-    line = re.search(r"^flags\s*:(.*)$", text, flags=re.MULTILINE)
-    flags = set(line[1].split()) if line else set()
+    flags = cpu_flags(cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else "")
     return [
         tier
         for tier in tiers_of(MACHINES.get(machine, machine))
