@@ -112,6 +112,7 @@ static void move_rows(const cbn_access *access, void *const *copies, ptrdiff_t r
     const ptrdiff_t size = (ptrdiff_t)a->kernels->itemsize;
     moved_rows moved;
     moved.rows = rows;
+    moved.step = 0;
     for (ptrdiff_t done = 0; done < cols; done += moved.length) {
         moved.length = cols - done;
         for (ptrdiff_t r = 0; r < rows; ++r) {

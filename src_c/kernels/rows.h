@@ -200,7 +200,7 @@ CBN_UNUSED static const element *whole_row(const cbn_rows *in, ptrdiff_t r, cons
 
 /* Where to make the rows of the window; those that are not direct are made from `slot` on.
  * Returned: whether all are direct. */
-CBN_INLINE int output_rows(element *rows[], const cbn_rows *out, const window *w,
+static int output_rows(element *rows[], const cbn_rows *out, const window *w,
                            const cbn_tile *tile, int slot)
 {
     const cbn_access *const access = out->access;
@@ -262,7 +262,7 @@ static void write_rows(const cbn_rows *out, element *const rows[], const window 
 }
 
 /* Brings the rows that output_rows() gave, and that are made now, to their place. */
-CBN_INLINE void commit_rows(const cbn_rows *out, element *const rows[], const window *w,
+static void commit_rows(const cbn_rows *out, element *const rows[], const window *w,
                             const cbn_tile *tile, int slot)
 {
     if (out->half != NULL) {
