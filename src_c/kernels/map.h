@@ -123,12 +123,6 @@ static void map_direct(const map_job *job, const window *w, int n, enum channels
     function_of(job, n, of, job->tile.stores)(&rows);
 }
 
-/* From a row to the next one, where there are several and they are even. */
-CBN_INLINE ptrdiff_t distance(const void *const *rows, ptrdiff_t count)
-{
-    return count > 1 ? (const char *)rows[1] - (const char *)rows[0] : 0;
-}
-
 /* Rows that are copied, at most CBN_GROUP_ROWS: all of them in one call if they are even. The
  * columns are those of channel `channel`, or of each its own. */
 static void map_copies(const map_job *job, window w, int n, enum channels_of of, ptrdiff_t channel)
@@ -138,18 +132,18 @@ static void map_copies(const map_job *job, window w, int n, enum channels_of of,
     const ptrdiff_t end = w.column + w.cols, at_once = job->even ? w.rows : 1;
     map_rows rows = no_map_rows();
     rows.rows = at_once;
+    rows.out_stride = distance_of(&job->out);
     for (; w.column < end; w.column += w.cols) {
         w.cols = job->in_panels ? panel_cols(&job->out, w.column, end, w.rows) : end - w.column;
         for (int operand = 0; operand < CBN_OPERANDS; ++operand) {
             if (has_operand(job, operand)) {
                 input_rows(in[operand], &job->in[operand], &w, &job->tile,
                            MAP_IN + operand * CBN_GROUP_ROWS);
-                rows.in_stride[operand] = distance((const void *const *)in[operand], at_once);
+                rows.in_stride[operand] = distance_of(&job->in[operand]);
             }
         }
         const int direct = output_rows(out, &job->out, &w, &job->tile, MAP_OUT);
         const cbn_stores stores = direct ? job->tile.stores : CBN_ORDINARY;
-        rows.out_stride = distance((const void *const *)out, at_once);
         rows.cols = w.cols;
         rows.skew = job->tile.skew > 0 ? (job->tile.skew + w.column) % LINE : 0;
         for (int k = 0; k < COEFFICIENTS; ++k) {

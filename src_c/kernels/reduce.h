@@ -99,7 +99,6 @@ static void reduce_direct(const reduce_job *job, ptrdiff_t first, ptrdiff_t bloc
     rows.x_step = job->at_once * x->stride;
     rows.dy_step = job->at_once * dy->stride;
     rows.dx_step = job->at_once * dx->stride;
-    choose_rows(&rows, &at, 0);
     for (ptrdiff_t before = 0; before < block_rows; before += rows.groups * job->at_once) {
         const enum rows_of_block which = which_rows(job, before, block_rows);
         const ptrdiff_t left = block_rows - before, there = cbn_least(left, job->at_once);
@@ -112,6 +111,7 @@ static void reduce_direct(const reduce_job *job, ptrdiff_t first, ptrdiff_t bloc
             at.dx[r] = (element *)(void *)direct_row(dx, &w, r);
         }
         fill_missing(job, &at, there, 0);
+        choose_rows(&rows, &at, 0);
         rows.groups = which == MORE_ROWS ? (left - 1) / job->at_once : 1;
         job->function[which](&rows);
     }

@@ -35,6 +35,12 @@ CBN_INLINE int is_direct(const cbn_rows *array)
 /* Whether its rows, or copies of them, lie evenly apart. */
 CBN_INLINE int is_even(const cbn_rows *array) { return array->access == NULL; }
 
+/* Bytes from a row, or the copy of one, to the next, if the rows are even. */
+CBN_INLINE ptrdiff_t distance_of(const cbn_rows *array)
+{
+    return is_direct(array) ? array->stride : PANEL_STRIDE;
+}
+
 /* Whether its rows are converted a panel at a time, and not whole. */
 CBN_INLINE int comes_in_panels(const cbn_rows *array) { return array->half != NULL; }
 
@@ -200,8 +206,8 @@ CBN_UNUSED static const element *whole_row(const cbn_rows *in, ptrdiff_t r, cons
 
 /* Where to make the rows of the window; those that are not direct are made from `slot` on.
  * Returned: whether all are direct. */
-static int output_rows(element *rows[], const cbn_rows *out, const window *w,
-                           const cbn_tile *tile, int slot)
+static int output_rows(element *rows[], const cbn_rows *out, const window *w, const cbn_tile *tile,
+                       int slot)
 {
     const cbn_access *const access = out->access;
     int direct = out->half == NULL;
@@ -263,7 +269,7 @@ static void write_rows(const cbn_rows *out, element *const rows[], const window 
 
 /* Brings the rows that output_rows() gave, and that are made now, to their place. */
 static void commit_rows(const cbn_rows *out, element *const rows[], const window *w,
-                            const cbn_tile *tile, int slot)
+                        const cbn_tile *tile, int slot)
 {
     if (out->half != NULL) {
         narrow_panel(out, rows, w, tile->stores);
