@@ -1,5 +1,6 @@
 /* float64 in memory and in arithmetic. Sums keep their rounding errors. */
 #define CBN_TUNED 1
+#define CBN_BLOCKS 1
 
 typedef double element;
 typedef double work;

@@ -126,9 +126,9 @@ typedef struct reduce_rows {
     ptrdiff_t cols, skew;
 } reduce_rows;
 
-/* Rows of a block: the first make s and t, the last add them to the float64 sums, so that no loop
- * over the sums alone is needed [block-ends]. */
-enum rows_of_block { FIRST_ROWS, MORE_ROWS, LAST_ROWS };
+/* Rows of a block: the first make s and t, and the last add them to the float64 sums, so that no
+ * loop over the sums alone is needed [block-ends]. The only rows do both. */
+enum rows_of_block { ONLY_ROWS, FIRST_ROWS, MORE_ROWS, LAST_ROWS };
 
 /* What a reduction does at column j of the rows of a group. */
 typedef void reduce_column(const reduce_rows *rows, ptrdiff_t group, enum rows_of_block which,
@@ -161,7 +161,13 @@ CBN_INLINE void set_dx(const reduce_rows *rows, ptrdiff_t group, int row, ptrdif
 CBN_INLINE terms block_sums(const reduce_rows *rows, enum rows_of_block which, terms add,
                             ptrdiff_t j)
 {
-    return which == FIRST_ROWS ? add : (terms){rows->s[j] + add.s, rows->t[j] + add.t};
+    const int begins = which == ONLY_ROWS || which == FIRST_ROWS;
+    return begins ? add : (terms){rows->s[j] + add.s, rows->t[j] + add.t};
+}
+
+CBN_INLINE int ends_block(enum rows_of_block which)
+{
+    return which == ONLY_ROWS || which == LAST_ROWS;
 }
 
 CBN_INLINE void keep_block_sums(const reduce_rows *rows, terms sums, ptrdiff_t j)
@@ -178,12 +184,12 @@ CBN_INLINE void anchor_column(const reduce_rows *rows, ptrdiff_t group, enum row
                                   x_at(rows, group, 2, j), x_at(rows, group, 3, j),
                                   x_at(rows, group, 4, j), x_at(rows, group, 5, j),
                                   x_at(rows, group, 6, j), x_at(rows, group, 7, j)};
-    const work add = sum_of_differences(value(rows->anchor, j), x);
-    const work sum = which == FIRST_ROWS ? add : rows->s[j] + add;
-    if (which == LAST_ROWS) {
-        rows->sum[0][j] -= (double)sum;
+    const terms add = {.s = sum_of_differences(value(rows->anchor, j), x)};
+    const terms sums = block_sums(rows, which, add, j);
+    if (ends_block(which)) {
+        rows->sum[0][j] -= (double)sums.s;
     } else {
-        rows->s[j] = sum;
+        rows->s[j] = sums.s;
     }
 }
 
@@ -196,7 +202,7 @@ CBN_INLINE void moments_column(const reduce_rows *rows, ptrdiff_t group, enum ro
                                   x_at(rows, group, 6, j), x_at(rows, group, 7, j)};
     const terms add = moments_terms(value(rows->anchor, j), x);
     const terms sums = block_sums(rows, which, add, j);
-    if (which == LAST_ROWS) {
+    if (ends_block(which)) {
         rows->sum[0][j] -= (double)sums.s;
         rows->sum[1][j] += (double)sums.t;
     } else {
@@ -213,7 +219,7 @@ CBN_INLINE void backward_sums_column(const reduce_rows *rows, ptrdiff_t group,
                                 dy_at(rows, group, 2, j), dy_at(rows, group, 3, j)};
     const terms add = backward_sums_terms(rows->high[j], rows->power[j], x, dy);
     const terms sums = block_sums(rows, which, add, j);
-    if (which == LAST_ROWS) {
+    if (ends_block(which)) {
         add_with_error(&rows->sum[0][j], &rows->error[0][j], (double)sums.s);
         add_with_error(&rows->sum[1][j], &rows->error[1][j], -(double)sums.t);
     } else {

@@ -7,8 +7,7 @@
 #include "table.h"
 
 typedef struct reduce_job {
-    /* By rows_of_block. Where there is no function for the first rows of a block, or they are the
-     * last as well, the sums start from zeros. */
+    /* By rows_of_block. */
     reduce_function *const *function;
     ptrdiff_t at_once; /* rows */
     cbn_tile tile;
@@ -54,9 +53,20 @@ CBN_INLINE void start_job(reduce_job *job, reduce_function *const function[], pt
 
 static enum rows_of_block which_rows(const reduce_job *job, ptrdiff_t before, ptrdiff_t block_rows)
 {
-    return block_rows - before <= job->at_once               ? LAST_ROWS
-           : before > 0 || job->function[FIRST_ROWS] == NULL ? MORE_ROWS
-                                                             : FIRST_ROWS;
+    const int first = before == 0, last = block_rows - before <= job->at_once;
+    return !CBN_BLOCKS || (first && last) ? ONLY_ROWS
+           : first                        ? FIRST_ROWS
+           : last                         ? LAST_ROWS
+                                          : MORE_ROWS;
+}
+
+/* How many groups of rows one call takes, of `left` rows of a block. */
+CBN_INLINE ptrdiff_t groups_of(const reduce_job *job, enum rows_of_block which, ptrdiff_t left)
+{
+    const ptrdiff_t whole = which == MORE_ROWS ? (left - 1) / job->at_once
+                            : CBN_BLOCKS       ? 1
+                                               : left / job->at_once;
+    return whole > 1 ? whole : 1;
 }
 
 /* --- rows and what takes the place of missing ones ---------------------------------------------
@@ -112,7 +122,7 @@ static void reduce_direct(const reduce_job *job, ptrdiff_t first, ptrdiff_t bloc
         }
         fill_missing(job, &at, there, 0);
         choose_rows(&rows, &at, 0);
-        rows.groups = which == MORE_ROWS ? (left - 1) / job->at_once : 1;
+        rows.groups = groups_of(job, which, left);
         job->function[which](&rows);
     }
 }
@@ -187,10 +197,6 @@ static void reduce_copies(const reduce_job *job, window w, ptrdiff_t before, ptr
 
 static void reduce_block(const reduce_job *job, ptrdiff_t first, ptrdiff_t block_rows)
 {
-    if (which_rows(job, 0, block_rows) != FIRST_ROWS) {
-        memset(job->numbers.s, 0, (size_t)job->tile.cols * sizeof *job->numbers.s);
-        memset(job->numbers.t, 0, (size_t)job->tile.cols * sizeof *job->numbers.t);
-    }
     if (is_direct(&job->x) && is_direct(&job->dy) && is_direct(&job->dx) && job->map_dx == NULL) {
         reduce_direct(job, first, block_rows);
         return;
@@ -206,8 +212,9 @@ static void reduce_block(const reduce_job *job, ptrdiff_t first, ptrdiff_t block
 
 static void reduce_blocks(const reduce_job *job)
 {
-    for (ptrdiff_t first = 0; first < job->tile.rows; first += CBN_BLOCK_ROWS) {
-        reduce_block(job, first, cbn_least(job->tile.rows - first, CBN_BLOCK_ROWS));
+    const ptrdiff_t rows = job->tile.rows, most = CBN_BLOCKS ? CBN_BLOCK_ROWS : rows;
+    for (ptrdiff_t first = 0; first < rows; first += most) {
+        reduce_block(job, first, cbn_least(rows - first, most));
     }
 }
 

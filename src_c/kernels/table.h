@@ -50,17 +50,24 @@ CBN_MAP(scale_4_stream,            map_stream_bursts, scaled,                   
 CBN_MAP(scale_run_stream,          map_stream_lines,  scaled,                            DY,                1, ONE_CHANNEL)
 #endif
 
-CBN_REDUCTION(anchor_first,          anchor_column,           1,             FIRST_ROWS)
-CBN_REDUCTION(anchor_more,           anchor_column,           1,             MORE_ROWS)
-CBN_REDUCTION(anchor_last,           anchor_column,           1,             LAST_ROWS)
-CBN_REDUCTION(moments_first,         moments_column,          1,             FIRST_ROWS)
-CBN_REDUCTION(moments_more,          moments_column,          1,             MORE_ROWS)
-CBN_REDUCTION(moments_last,          moments_column,          1,             LAST_ROWS)
-CBN_REDUCTION(backward_sums_first,   backward_sums_column,    !KEEPS_ERRORS, FIRST_ROWS)
-CBN_REDUCTION(backward_sums_more,    backward_sums_column,    !KEEPS_ERRORS, MORE_ROWS)
-CBN_REDUCTION(backward_sums_last,    backward_sums_column,    !KEEPS_ERRORS, LAST_ROWS)
-CBN_REDUCTION(backward_sums_dx_more, backward_sums_dx_column, !KEEPS_ERRORS, MORE_ROWS)
-CBN_REDUCTION(backward_sums_dx_last, backward_sums_dx_column, !KEEPS_ERRORS, LAST_ROWS)
+CBN_REDUCTION(anchor_only,             anchor_column,           1,             ONLY_ROWS)
+CBN_REDUCTION(moments_only,            moments_column,          1,             ONLY_ROWS)
+CBN_REDUCTION(backward_sums_only,      backward_sums_column,    !KEEPS_ERRORS, ONLY_ROWS)
+CBN_REDUCTION(backward_sums_dx_only,   backward_sums_dx_column, !KEEPS_ERRORS, ONLY_ROWS)
+#if CBN_BLOCKS
+CBN_REDUCTION(anchor_first,            anchor_column,           1,             FIRST_ROWS)
+CBN_REDUCTION(anchor_more,             anchor_column,           1,             MORE_ROWS)
+CBN_REDUCTION(anchor_last,             anchor_column,           1,             LAST_ROWS)
+CBN_REDUCTION(moments_first,           moments_column,          1,             FIRST_ROWS)
+CBN_REDUCTION(moments_more,            moments_column,          1,             MORE_ROWS)
+CBN_REDUCTION(moments_last,            moments_column,          1,             LAST_ROWS)
+CBN_REDUCTION(backward_sums_first,     backward_sums_column,    !KEEPS_ERRORS, FIRST_ROWS)
+CBN_REDUCTION(backward_sums_more,      backward_sums_column,    !KEEPS_ERRORS, MORE_ROWS)
+CBN_REDUCTION(backward_sums_last,      backward_sums_column,    !KEEPS_ERRORS, LAST_ROWS)
+CBN_REDUCTION(backward_sums_dx_first,  backward_sums_dx_column, !KEEPS_ERRORS, FIRST_ROWS)
+CBN_REDUCTION(backward_sums_dx_more,   backward_sums_dx_column, !KEEPS_ERRORS, MORE_ROWS)
+CBN_REDUCTION(backward_sums_dx_last,   backward_sums_dx_column, !KEEPS_ERRORS, LAST_ROWS)
+#endif
 /* clang-format on */
 
 typedef void map_function(const map_rows *given);
@@ -96,11 +103,14 @@ static const map_functions functions_of_map[CBN_MAPS] = {
 };
 
 /* The functions of a reduction, by rows_of_block. */
-static reduce_function *const anchor_functions[] = {anchor_first, anchor_more, anchor_last};
-static reduce_function *const moments_functions[] = {moments_first, moments_more, moments_last};
-static reduce_function *const sums_functions[] = {backward_sums_first, backward_sums_more,
-                                                  backward_sums_last};
-static reduce_function *const sums_dx_functions[] = {NULL, backward_sums_dx_more,
-                                                     backward_sums_dx_last};
+#if CBN_BLOCKS
+#define CBN_BY_ROWS(name) {name##_only, name##_first, name##_more, name##_last}
+#else
+#define CBN_BY_ROWS(name) {name##_only}
+#endif
+static reduce_function *const anchor_functions[] = CBN_BY_ROWS(anchor);
+static reduce_function *const moments_functions[] = CBN_BY_ROWS(moments);
+static reduce_function *const sums_functions[] = CBN_BY_ROWS(backward_sums);
+static reduce_function *const sums_dx_functions[] = CBN_BY_ROWS(backward_sums_dx);
 
 #endif
