@@ -12,11 +12,18 @@
 #include "reduce.h"
 #include "runs.h"
 
-/* Rows that make the first anchor, which then serves as many again: half of few rows [anchor]. */
+/* Rows that make the first anchor. It serves the same rows, whose distance from it is then as small
+ * as can be; runs would be added once more for that, and their first anchor serves as many rows
+ * again [anchor]. */
 CBN_INLINE ptrdiff_t anchor_rows(ptrdiff_t rows, ptrdiff_t run)
 {
-    const ptrdiff_t eights = (rows + 15) / 16 * 8;
-    return cbn_least(cbn_least(eights, run == 1 ? CBN_BLOCK_ROWS : 16), rows);
+    const ptrdiff_t half = (rows + 15) / 16 * 8;
+    return cbn_least(run == 1 ? 32 : cbn_least(half, 16), rows);
+}
+
+CBN_INLINE ptrdiff_t first_rows(ptrdiff_t rows, ptrdiff_t run)
+{
+    return cbn_least((run == 1 ? 1 : 2) * anchor_rows(rows, run), rows);
 }
 
 /* Merges the tile's rows into `before` rows seen already.                      docs/math.md (44)
@@ -160,7 +167,7 @@ static void moments(double *base, double *offset, double *m2, cbn_rows x, cbn_ti
         if (before == 0) {
             tile.rows = anchor_rows(rows, tile.run);
             set_first_anchor(anchor, sum, &segment, &tile);
-            tile.rows = cbn_least(2 * tile.rows, rows);
+            tile.rows = first_rows(rows, tile.run);
             CBN_SIMD
             for (ptrdiff_t j = 0; j < count; ++j) {
                 base[j] = (double)anchor[j];
