@@ -17,7 +17,7 @@ from cbn.cli._options import CommandError, Parser
 
 __all__ = ["main"]
 
-COMMANDS = ("info", "demo", "check", "normalize", "accuracy", "bench")
+COMMANDS = ("info", "demo", "check", "normalize", "accuracy", "attack", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,12 +13,15 @@
 #include "runs.h"
 
 /* Rows that make the first anchor. It serves the same rows, whose distance from it is then as small
- * as can be; runs would be added once more for that, and their first anchor serves as many rows
- * again [anchor]. */
+ * as can be. Runs would have to be added up once more for that, and the anchor of half of them
+ * serves all [anchor]. */
 CBN_INLINE ptrdiff_t anchor_rows(ptrdiff_t rows, ptrdiff_t run)
 {
-    const ptrdiff_t half = (rows + 15) / 16 * 8;
-    return cbn_least(run == 1 ? 32 : cbn_least(half, 16), rows);
+    if (run == 1) {
+        return rows <= 64 ? rows : 32;
+    }
+    const ptrdiff_t eights = (rows + 15) / 16 * 8;
+    return cbn_least(cbn_least(eights, 16), rows);
 }
 
 CBN_INLINE ptrdiff_t first_rows(ptrdiff_t rows, ptrdiff_t run)

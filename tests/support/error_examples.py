@@ -15,7 +15,7 @@ import numpy as np
 
 import cbn
 from cbn import BatchNorm, Moments, _check, _check_state, fold, gradcheck, moments, runtime
-from cbn.cli import _onednn, _options, _parser, accuracy, bench, check
+from cbn.cli import _onednn, _options, _parser, accuracy, attack, bench, check
 from cbn.interop import cs231n
 
 X = np.arange(24.0).reshape(6, 4)
@@ -259,6 +259,11 @@ COMMANDS = {
     "bench, a peer": no_version(bench.PEERS, "torch", lambda _: bench._peers("torch")),
     "bench, seconds": lambda _: bench._seconds("x"),
     "accuracy, no memory": out_of_memory(accuracy, "make", command("accuracy", "--peers", "none")),
+    "attack, seconds": command("attack", "--seconds", "0"),
+    "attack, eps": command("attack", "--eps", "-1"),
+    "attack, no torch": without("torch", command("attack", "--library", "torch")),
+    "attack, no folder": command("attack", "--keep", __file__),
+    "attack, rows": lambda _: attack._row_counts("1"),
     "accuracy, a peer": no_version(accuracy.PEERS, "torch", lambda _: accuracy._peers("torch")),
 }
 
