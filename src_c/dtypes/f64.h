@@ -1,4 +1,5 @@
-/* float64 in memory and in arithmetic. Sums keep their rounding errors. */
+/* float64 in memory and in arithmetic. Sums keep their rounding errors, and are made of
+ * blocks of rows (CBN_BLOCKS). */
 #define CBN_TUNED 1
 #define CBN_BLOCKS 1
 

@@ -13,8 +13,7 @@
 #include "../cbn.h"
 #include "../compiler.h"
 
-/* Rows that are summed in the working type before the sums go on to float64. 32 keeps the error of
- * a float32 sum at 2 to 4 units in the last place; 8 divides it. */
+/* Rows of a block of float64 (kernels/reduce.h). Rows of a chunk come in multiples of it. */
 #define CBN_BLOCK_ROWS 32
 
 /* Rows of an input that a provider hands out at a time, at most. */

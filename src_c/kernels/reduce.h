@@ -1,5 +1,7 @@
-/* Drives a reduction over the rows of a tile. CBN_BLOCK_ROWS rows are summed in the working type,
- * some rows at a time, and the sums of such a block are then added to the float64 sums. */
+/* Drives a reduction over the rows of a tile, some rows at a time. The sum of a tree of float32
+ * goes on to float64 at once, so that no further addition of float32 adds to its error. Float64 has
+ * no wider type to go on to: the trees of CBN_BLOCK_ROWS rows are added up first, and only the sums
+ * of such blocks go on to sums that keep their rounding errors, which is dearer. */
 #ifndef CBN_REDUCE_H
 #define CBN_REDUCE_H
 

@@ -1,5 +1,5 @@
-/* The reductions: what a few rows add to the two sums of a column. Sums are trees, so that their
- * error grows with the logarithm of the number of rows; their order is part of what is promised.
+/* The reductions: what a few rows add to the two sums of a column. Sums are trees, whose depth is
+ * in the error bounds of docs/accuracy.md; their order is part of what is promised.
  *
  * Both take high - x and anchor - x instead of x - high: only the second operand of a subtraction
  * may come from memory, which saves a load [second-operand]. The sums come out with the other sign,
