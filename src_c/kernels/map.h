@@ -266,9 +266,10 @@ static void map_range(cbn_map map, cbn_rows out, const cbn_rows in[CBN_OPERANDS]
             add_array(&job, &in[operand]);
         }
     }
-    for (int k = 0; k < COEFFICIENTS; ++k) {
-        job.coefficient[k] = scratch_at(&tile, MAP_COEFFICIENTS + k);
-    }
+    job.coefficient[HIGH] = scratch_at(&tile, MAP_COEFFICIENTS + HIGH);
+    job.coefficient[SLOPE] = scratch_at(&tile, MAP_COEFFICIENTS + SLOPE);
+    job.coefficient[PLUS] = scratch_at(&tile, MAP_COEFFICIENTS + PLUS);
+    job.coefficient[SCALE] = scratch_at(&tile, MAP_COEFFICIENTS + SCALE);
     job.kind->set(job.coefficient, channels, channels_of_tile(&tile));
     if (takes_runs(&job)) {
         map_runs(&job);
