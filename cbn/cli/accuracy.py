@@ -24,7 +24,8 @@ RESULTS = ("y", "mean", "var", "dx", "dgamma", "dbeta")
 NOTES = f"""\
 Largest errors in units of u times the magnitudes of the terms that are added up, eps = {EPS:g}.
 y: of |gamma| (1 + |xhat|) + |beta|. mean: of the standard deviation. var: of itself. dx, dgamma,
-dbeta: of the sum of their terms' magnitudes. inf: not finite, or not 0 where the exact one is.
+dbeta: of the sum of their terms' magnitudes, with 1 + |xhat| in place of |xhat|. inf: not finite,
+or not 0 where the exact one is.
 var/exact: in the channel where it is furthest from 1. bound: what cbn promises."""
 
 Results = dict[str, NDArray]
@@ -139,11 +140,12 @@ class Row:
     def cells(self) -> list[str]:
         by = "" if self.threads is None else f", {self.threads} thread{'s'[: self.threads > 1]}"
         shape = "x".join(map(str, self.shape))
-        figures = [_figure(self.units[name]) for name in RESULTS]
+        figures = [figure(self.units[name]) for name in RESULTS]
         return [self.data, shape, self.library + by, *figures, f"{self.var_ratio:.3g}"]
 
 
-def _figure(units: float) -> str:
+def figure(units: float) -> str:
+    """Units as the tables print them."""
     if units < 1e5:
         return f"{units:.1f}" if units < 100 else f"{units:.0f}"
     return f"{units:.0e}".replace("e+0", "e").replace("e+", "e")

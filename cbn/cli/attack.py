@@ -13,6 +13,7 @@ import cbn
 from cbn.cli import _adversary, _exact, _machine
 from cbn.cli._adversary import RESULTS, Columns, Found
 from cbn.cli._options import CommandError, natural, some_of
+from cbn.cli.accuracy import figure
 
 DTYPES = ("float32", "float64")
 LIBRARIES = ("cbn", "torch")
@@ -123,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
             for name, found in _found(options, dtype, N):
                 units[name] = found.units
                 exceeded |= options.library == "cbn" and found.units > bounds[name]
-            cells = [f"{units[name]:.1f}" if name in units else "" for name in RESULTS]
+            cells = [figure(units[name]) if name in units else "" for name in RESULTS]
             print(_line([str(N), options.library, *cells], options.markdown), flush=True)
     return int(exceeded)
 
