@@ -23,6 +23,10 @@ ELITE = 8  # one of so many individuals has offspring
 Array = NDArray[np.float64]
 # x, dy, gamma, beta and eps to the results by name.
 Function = Callable[[NDArray, NDArray, NDArray, NDArray, float], dict[str, NDArray]]
+# The same to what is exact, and to the terms that errors are measured by.
+Judge = Callable[
+    [NDArray, NDArray, NDArray, NDArray, float], tuple[dict[str, _exact.Pair], dict[str, Array]]
+]
 
 
 @dataclass
@@ -154,14 +158,23 @@ def offspring(rng: np.random.Generator, parents: Columns, D: int) -> Columns:
 # The climb ---------------------------------------------------------------------------------------
 
 
-def fitness(function: Function, columns: Columns, result: str, eps: float) -> Array:
+def of_training(
+    x: NDArray, dy: NDArray, gamma: NDArray, beta: NDArray, eps: float
+) -> tuple[dict[str, _exact.Pair], dict[str, Array]]:
+    """The judge of training."""
+    right = _exact.reference(x, dy, gamma, beta, eps)
+    return right, _exact.terms(right, dy, gamma, beta)
+
+
+def fitness(
+    function: Function, columns: Columns, result: str, eps: float, judge: Judge = of_training
+) -> Array:
     """The error of a result in each column, in units; -1 where the data are of no use."""
     dtype = columns.x.dtype.name
     arrays = (columns.x, columns.dy, columns.gamma, columns.beta)
     with np.errstate(all="ignore"):
         finite = np.all([np.isfinite(a).all(axis=tuple(range(a.ndim - 1))) for a in arrays], axis=0)
-        right = _exact.reference(*arrays, eps)
-        size = _exact.terms(right, columns.dy, columns.gamma, columns.beta)
+        right, size = judge(*arrays, eps)
         found = _exact.ratios(function(*arrays, eps), right, size, dtype)[result]
     useful = finite & np.isfinite(right[result].hi.reshape(-1, len(finite))).all(axis=0)
     unit = size[result].reshape(-1, len(finite))
@@ -180,19 +193,26 @@ class Found:
 
 
 def climb(
-    function: Function, result: str, N: int, dtype: str, eps: float, seed: int, D: int = 512
+    function: Function,
+    result: str,
+    N: int,
+    dtype: str,
+    eps: float,
+    seed: int,
+    D: int = 512,
+    judge: Judge = of_training,
 ) -> Iterator[Found]:
     """The worst individual after each round, without an end."""
     rng = np.random.default_rng([seed, N, RESULTS.index(result)])
     columns = first(rng, N, D, dtype)
-    units = fitness(function, columns, result, eps)
+    units = fitness(function, columns, result, eps, judge)
     rounds = 0
     while True:
         order = np.argsort(-units, kind="stable")[:D]
         columns, units, rounds = columns.of(order), units[order], rounds + 1
         yield Found(float(units[0]), columns.of(np.array([0])), rounds)
         children = offspring(rng, columns.of(np.arange(max(1, D // ELITE))), D)
-        units = np.concatenate([units, fitness(function, children, result, eps)])
+        units = np.concatenate([units, fitness(function, children, result, eps, judge)])
         columns = columns.with_(children)
 
 
@@ -207,10 +227,11 @@ def attack(
     rounds: float = np.inf,
     seed: int = 0,
     D: int = 512,
+    judge: Judge = of_training,
 ) -> Found:
     """Climb for so long, or for so many rounds."""
     end = time.monotonic() + seconds
-    search = climb(function, result, N, dtype, eps, seed, D)
+    search = climb(function, result, N, dtype, eps, seed, D, judge)
     found = next(search)
     while found.rounds < rounds and time.monotonic() < end:
         found = next(search)

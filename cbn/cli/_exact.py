@@ -19,6 +19,8 @@ BOUNDS = {
     "float32": {"y": 14, "mean": 6, "var": 20, "dx": 38, "dgamma": 15, "dbeta": 3},
     "float64": {"y": 16, "mean": 16, "var": 64, "dx": 64, "dgamma": 32, "dbeta": 16},
 }
+# The same of inference, whose statistics are given; its units are those of `inference_terms`.
+BOUNDS_OF_INFERENCE = {"y": 4, "dx": 2, "dgamma": 5, "dbeta": 3}  # float32
 _CHUNK = 1 << 16  # elements at a time, so that temporaries stay in the cache
 
 
@@ -133,6 +135,30 @@ def reference(
     dx = multiply(multiply(gamma_pair, invstd), add(dy_pair, share.minus()))
     results = {"y": y, "mean": mean, "var": var, "dx": dx, "dgamma": dgamma, "dbeta": dbeta}
     return results | {"invstd": invstd, "xhat": xhat}
+
+
+def inference(
+    x: NDArray, dy: NDArray, gamma: NDArray, beta: NDArray, mean: NDArray, var: NDArray, eps: float
+) -> dict[str, Pair]:
+    """All results of inference and its backward, (42), and invstd and xhat."""
+    gamma_pair, dy_pair = Pair.of(gamma), Pair.of(dy)
+    invstd = divide(Pair.of(1.0), square_root(add(Pair.of(var), Pair.of(eps))))
+    xhat = multiply(add(Pair.of(x), Pair.of(mean).minus()), invstd)
+    y = add(multiply(xhat, gamma_pair), Pair.of(beta))
+    dx = multiply(multiply(gamma_pair, invstd), dy_pair)
+    dgamma, dbeta = total(multiply(dy_pair, xhat)), total(dy_pair)
+    results = {"y": y, "dx": dx, "dgamma": dgamma, "dbeta": dbeta}
+    return results | {"invstd": invstd, "xhat": xhat}
+
+
+def inference_terms(
+    right: dict[str, Pair], dy: NDArray, gamma: NDArray, beta: NDArray
+) -> dict[str, NDArray[np.float64]]:
+    """What errors of inference are measured by; the given mean has no error."""
+    xhat, invstd = np.abs(right["xhat"].hi), right["invstd"].hi
+    dy, gamma, beta = (np.abs(np.asarray(a, np.float64)) for a in (dy, gamma, beta))
+    dgamma, dbeta = (dy * xhat).sum(axis=0), dy.sum(axis=0)
+    return {"y": gamma * xhat + beta, "dx": gamma * invstd * dy, "dgamma": dgamma, "dbeta": dbeta}
 
 
 def error(actual: ArrayLike, expected: Pair) -> NDArray[np.float64]:
