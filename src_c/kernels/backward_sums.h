@@ -63,12 +63,10 @@ static void backward_sums_range(double *sum_dy_xhat, double *sum_dy, cbn_rows dx
     work *const high = scratch_at(&tile, SUMS_HIGH), *const power = scratch_at(&tile, SUMS_POWER);
     work *const scale = scratch_at(&tile, SUMS_SCALE);
     element *const zeros = scratch_at(&tile, SUMS_ZEROS);
-    double *sum[2] = {sum_dy, sum_dy_xhat};
+    /* Threads would write side by side in the arrays of the results, every four rows, and wait for
+     * each other [sums-in-scratch]. */
+    double *const sum[2] = {scratch_at(&tile, SUMS_SUM), scratch_at(&tile, SUMS_SUM + 1)};
     double *const error[2] = {scratch_at(&tile, SUMS_ERROR), scratch_at(&tile, SUMS_ERROR + 1)};
-    if (tile.run > 1) {
-        sum[0] = scratch_at(&tile, SUMS_SUM);
-        sum[1] = scratch_at(&tile, SUMS_SUM + 1);
-    }
     CBN_SIMD
     for (ptrdiff_t c = 0; c < count; ++c) {
         high[c] = (work)channels->mean[c];

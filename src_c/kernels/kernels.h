@@ -21,7 +21,7 @@
 
 /* Scratch slots of a tile: of one whose arrays are direct (kernels/rows.h), and of any
  * other one. kernels/slots.h says what each is for. */
-#define CBN_DIRECT_SLOTS 9
+#define CBN_DIRECT_SLOTS 11
 #define CBN_SLOTS 36
 
 /* How to read and write rows of an array with other strides, byte order or dtype. A row is `cols`

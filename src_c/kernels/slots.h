@@ -33,12 +33,12 @@ enum sums_slot {
     SUMS_HIGH,
     SUMS_POWER,
     SUMS_SCALE,
-    SUMS_ZEROS,    /* a row of them */
-    SUMS_SPARE_DX, /* a row of dx that nobody reads */
-    SUMS_ERROR,    /* two: rounding errors of the float64 sums */
+    SUMS_ZEROS,                /* a row of them */
+    SUMS_SPARE_DX,             /* a row of dx that nobody reads */
+    SUMS_SUM,                  /* two: float64 sums of the columns */
+    SUMS_ERROR = SUMS_SUM + 2, /* two: their rounding errors */
     SUMS_DIRECT_SLOTS = SUMS_ERROR + 2,
-    SUMS_SUM = SUMS_DIRECT_SLOTS, /* two: float64 sums of the columns of runs */
-    SUMS_X = SUMS_SUM + 2,        /* rows, and so are the next two */
+    SUMS_X = SUMS_DIRECT_SLOTS, /* rows, and so are the next two */
     SUMS_DY = SUMS_X + CBN_GROUP_ROWS,
     SUMS_DX = SUMS_DY + CBN_GROUP_ROWS,
     SUMS_SLOTS = SUMS_DX + CBN_GROUP_ROWS
