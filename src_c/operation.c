@@ -45,8 +45,8 @@ static void piece_of_runs(const operation *op, const cbn_place *place, int map, 
 {
     const cbn_plan *const plan = &op->plan;
     const ptrdiff_t before = piece->index / 2 * plan->group, left = place->columns - before;
-    const ptrdiff_t channel = place->column + before,
-                    group = left < plan->group ? left : plan->group;
+    const ptrdiff_t channel = place->column + before;
+    const ptrdiff_t group = left < plan->group ? left : plan->group;
     const ptrdiff_t first = place->chunk * plan->chunk_rows;
     if (piece->index % 2 == 0) {
         piece->position = first * plan->run;

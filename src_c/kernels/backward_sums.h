@@ -79,12 +79,6 @@ static void backward_sums_range(double *sum_dy_xhat, double *sum_dy, cbn_rows dx
     if (tile.rows % SUMS_ROWS != 0) {
         memset(zeros, 0, (size_t)cols * sizeof *zeros);
     }
-    for (int k = 0; k < 2; ++k) {
-        memset(sum[k], 0, (size_t)cols * sizeof *sum[k]);
-        if (KEEPS_ERRORS) {
-            memset(error[k], 0, (size_t)cols * sizeof *error[k]);
-        }
-    }
     reduce_job job;
     start_job(&job, sums_functions, SUMS_ROWS, &tile);
     job.x = x;
@@ -100,10 +94,7 @@ static void backward_sums_range(double *sum_dy_xhat, double *sum_dy, cbn_rows dx
     job.numbers.scale = scale;
     job.numbers.s = scratch_at(&tile, SUMS_S);
     job.numbers.t = scratch_at(&tile, SUMS_T);
-    for (int k = 0; k < 2; ++k) {
-        job.numbers.sum[k] = sum[k];
-        job.numbers.error[k] = error[k];
-    }
+    start_sums(&job, sum, error);
     choose_functions(&job);
     reduce_blocks(&job);
     if (job.map_dx != NULL) {

@@ -176,15 +176,20 @@ CBN_INLINE void keep_block_sums(const reduce_rows *rows, terms sums, ptrdiff_t j
     rows->t[j] = sums.t;
 }
 
-/* Sums without squares, since the first anchor does not need them [anchor]. */
-CBN_INLINE void anchor_column(const reduce_rows *rows, ptrdiff_t group, enum rows_of_block which,
-                              ptrdiff_t j)
+CBN_INLINE differences differences_at(const reduce_rows *rows, ptrdiff_t group, ptrdiff_t j)
 {
     const work x[MOMENTS_ROWS] = {x_at(rows, group, 0, j), x_at(rows, group, 1, j),
                                   x_at(rows, group, 2, j), x_at(rows, group, 3, j),
                                   x_at(rows, group, 4, j), x_at(rows, group, 5, j),
                                   x_at(rows, group, 6, j), x_at(rows, group, 7, j)};
-    const terms add = {.s = sum_of_differences(value(rows->anchor, j), x)};
+    return differences_from(value(rows->anchor, j), x);
+}
+
+/* Sums without squares, since the first anchor does not need them [anchor]. */
+CBN_INLINE void anchor_column(const reduce_rows *rows, ptrdiff_t group, enum rows_of_block which,
+                              ptrdiff_t j)
+{
+    const terms add = {.s = sum_of_differences(differences_at(rows, group, j))};
     const terms sums = block_sums(rows, which, add, j);
     if (ends_block(which)) {
         rows->sum[0][j] -= (double)sums.s;
@@ -196,11 +201,7 @@ CBN_INLINE void anchor_column(const reduce_rows *rows, ptrdiff_t group, enum row
 CBN_INLINE void moments_column(const reduce_rows *rows, ptrdiff_t group, enum rows_of_block which,
                                ptrdiff_t j)
 {
-    const work x[MOMENTS_ROWS] = {x_at(rows, group, 0, j), x_at(rows, group, 1, j),
-                                  x_at(rows, group, 2, j), x_at(rows, group, 3, j),
-                                  x_at(rows, group, 4, j), x_at(rows, group, 5, j),
-                                  x_at(rows, group, 6, j), x_at(rows, group, 7, j)};
-    const terms add = moments_terms(value(rows->anchor, j), x);
+    const terms add = moments_terms(differences_at(rows, group, j));
     const terms sums = block_sums(rows, which, add, j);
     if (ends_block(which)) {
         rows->sum[0][j] -= (double)sums.s;

@@ -53,6 +53,20 @@ CBN_INLINE void start_job(reduce_job *job, reduce_function *const function[], pt
     numbers->skew = tile->skew;
 }
 
+/* The float64 sums, from zeros on, and their rounding errors; those are NULL for moments. */
+static void start_sums(reduce_job *job, double *const sum[2], double *const error[2])
+{
+    const size_t bytes = (size_t)job->tile.cols * sizeof(double);
+    for (int k = 0; k < 2; ++k) {
+        job->numbers.sum[k] = sum[k];
+        memset(sum[k], 0, bytes);
+        job->numbers.error[k] = error != NULL ? error[k] : NULL;
+        if (KEEPS_ERRORS && error != NULL) {
+            memset(error[k], 0, bytes);
+        }
+    }
+}
+
 static enum rows_of_block which_rows(const reduce_job *job, ptrdiff_t before, ptrdiff_t block_rows)
 {
     const int first = before == 0, last = block_rows - before <= job->at_once;
@@ -71,8 +85,7 @@ CBN_INLINE ptrdiff_t groups_of(const reduce_job *job, enum rows_of_block which, 
     return whole > 1 ? whole : 1;
 }
 
-/* --- rows and what takes the place of missing ones ---------------------------------------------
- */
+/* --- rows and what takes the place of missing ones -------------------------------------------- */
 
 typedef struct reduce_pointers {
     const element *x[CBN_GROUP_ROWS], *dy[CBN_GROUP_ROWS];
@@ -222,9 +235,8 @@ static void reduce_blocks(const reduce_job *job)
 
 /* --- moments of the rows of a tile ----------------------------------------------------------- */
 
-/* sum[0] = sum(x - anchor) of each column; with moments_functions also sum[1] = sum((x -
- * anchor)^2).
- */
+/* sum[0] = sum(x - anchor) of each column, and sum[1] = sum((x - anchor)^2), which anchor_functions
+ * leave at 0. */
 static void sum_differences(reduce_function *const functions[], double *const sum[2],
                             const element *anchor, const cbn_rows *x, const cbn_tile *tile)
 {
@@ -235,10 +247,7 @@ static void sum_differences(reduce_function *const functions[], double *const su
     job.missing_x = job.numbers.anchor = anchor;
     job.numbers.s = scratch_at(tile, MOMENTS_S);
     job.numbers.t = scratch_at(tile, MOMENTS_T);
-    job.numbers.sum[0] = sum[0];
-    job.numbers.sum[1] = sum[1];
-    memset(sum[0], 0, (size_t)tile->cols * sizeof *sum[0]);
-    memset(sum[1], 0, (size_t)tile->cols * sizeof *sum[1]);
+    start_sums(&job, sum, NULL);
     reduce_blocks(&job);
 }
 

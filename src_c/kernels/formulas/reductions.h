@@ -27,16 +27,11 @@ CBN_INLINE differences differences_from(work anchor, const work x[8])
 }
 
 /* s = -sum(x - anchor) of eight rows.                                        docs/math.md (1) */
-CBN_INLINE work sum_of_differences(work anchor, const work x[8])
-{
-    const differences from = differences_from(anchor, x);
-    return sum_of_8(from.d);
-}
+CBN_INLINE work sum_of_differences(differences from) { return sum_of_8(from.d); }
 
 /* s = -sum(x - anchor), t = sum((x - anchor)^2) of eight rows.          docs/math.md (1), (2) */
-CBN_INLINE terms moments_terms(work anchor, const work x[8])
+CBN_INLINE terms moments_terms(differences from)
 {
-    const differences from = differences_from(anchor, x);
     const work *const d = from.d;
     const work d_d[8] = {d[0] * d[0], d[1] * d[1], d[2] * d[2], d[3] * d[3],
                          d[4] * d[4], d[5] * d[5], d[6] * d[6], d[7] * d[7]};
