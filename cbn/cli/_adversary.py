@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from cbn.cli import _exact
 
-RESULTS = ("y", "mean", "var", "dx", "dgamma", "dbeta")
 ELITE = 8  # one of so many individuals has offspring
 
 Array = NDArray[np.float64]
@@ -203,7 +202,7 @@ def climb(
     judge: Judge = of_training,
 ) -> Iterator[Found]:
     """The worst individual after each round, without an end."""
-    rng = np.random.default_rng([seed, N, RESULTS.index(result)])
+    rng = np.random.default_rng([seed, N, _exact.RESULTS.index(result)])
     columns = first(rng, N, D, dtype)
     units = fitness(function, columns, result, eps, judge)
     rounds = 0

@@ -7,11 +7,13 @@ that squares must fit. Equations are those of docs/math.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+RESULTS = ("y", "mean", "var", "dx", "dgamma", "dbeta")
 ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53}
 # The numerical contract, in the units that `units` returns. docs/accuracy.md proves those of
 # float32; those of float64 are what an adversary has not reached.
@@ -19,9 +21,23 @@ BOUNDS = {
     "float32": {"y": 14, "mean": 6, "var": 20, "dx": 38, "dgamma": 15, "dbeta": 3},
     "float64": {"y": 16, "mean": 16, "var": 64, "dx": 64, "dgamma": 32, "dbeta": 16},
 }
+# The same of float32 in N x D arrays of at most 64 rows.
+BOUNDS_OF_FEW_ROWS = {"y": 7, "mean": 4, "var": 6, "dx": 18, "dgamma": 8, "dbeta": 3}
 # The same of inference, whose statistics are given; its units are those of `inference_terms`.
 BOUNDS_OF_INFERENCE = {"y": 4, "dx": 2, "dgamma": 5, "dbeta": 3}  # float32
 _CHUNK = 1 << 16  # elements at a time, so that temporaries stay in the cache
+
+
+def bounds(dtype: str, N: int) -> dict[str, int]:
+    """What is promised for training of N x D arrays."""
+    return BOUNDS_OF_FEW_ROWS if dtype == "float32" and N <= 64 else BOUNDS[dtype]
+
+
+def named(
+    y: ArrayLike, mean: ArrayLike, var: ArrayLike, gradients: Iterable[ArrayLike]
+) -> dict[str, NDArray]:
+    """The results of training by name."""
+    return dict(zip(RESULTS, map(np.asarray, (y, mean, var, *gradients)), strict=True))
 
 
 class Pair(NamedTuple):

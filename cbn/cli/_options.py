@@ -55,6 +55,20 @@ def some_of(choices: Iterable[str]) -> Callable[[str], list[str]]:
     return words
 
 
+def add_words(
+    parser: argparse.ArgumentParser, option: str, choices: Iterable[str], default: str = "all"
+) -> None:
+    """Add an option that takes some of the words, all of them or others by default."""
+    choices = list(choices)
+    parser.add_argument(
+        option,
+        type=some_of(choices),
+        default=choices if default == "all" else default,
+        metavar="LIST",
+        help=f"of {', '.join(choices)} (default: {default})",
+    )
+
+
 def thread_counts(text: str) -> list[int | None]:
     """Read numbers of threads with commas between them; None for `all`."""
     return [None if word == "all" else positive(word) for word in text.split(",")]

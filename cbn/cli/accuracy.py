@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 import cbn
 from cbn.cli import _exact, _machine
 from cbn.cli._contenders import EPS, Cbn, Data
-from cbn.cli._options import CommandError, check_writable, some_of, thread_counts
+from cbn.cli._exact import RESULTS
+from cbn.cli._options import CommandError, add_words, check_writable, some_of, thread_counts
 from cbn.cli._peers import PEERS, NumPy, Torch
+from cbn.cli._tables import figure, head, line
 
 DTYPES = ("float32", "float64")
-RESULTS = ("y", "mean", "var", "dx", "dgamma", "dbeta")
 NOTES = f"""\
 Largest errors in units of u times the magnitudes of the terms that are added up, eps = {EPS:g}.
 y: of |gamma| (1 + |xhat|) + |beta|. mean: of the standard deviation. var: of itself. dx, dgamma,
@@ -90,21 +91,17 @@ def make(name: str, shape: tuple[int, int], dtype: str) -> Data:
 # Contenders ---------------------------------------------------------------------------------------
 
 
-def _named(y: Any, mean: Any, var: Any, gradients: Sequence[Any]) -> Results:
-    return dict(zip(RESULTS, map(np.asarray, (y, mean, var, *gradients)), strict=True))
-
-
 def of_cbn(data: Data, threads: int) -> Results:
     contender = Cbn(data, threads, fresh=True)
     y, cache = contender.forward()[0]()
-    return _named(y, cache.mean, cache.var, contender.backward()[0]())
+    return _exact.named(y, cache.mean, cache.var, contender.backward()[0]())
 
 
 def of_numpy(data: Data, threads: int) -> Results:
     contender = NumPy(data, threads, fresh=True)
     mean = data.x.mean(axis=0)
     var = np.square(data.x - mean).mean(axis=0)
-    return _named(contender.forward()[0](), mean, var, contender.backward()[0]())
+    return _exact.named(contender.forward()[0](), mean, var, contender.backward()[0]())
 
 
 def of_torch(data: Data, threads: int) -> Results:
@@ -114,7 +111,7 @@ def of_torch(data: Data, threads: int) -> Results:
     y = batch_norm(d.x, d.mean, d.var, d.gamma, d.beta, training=True, momentum=1.0, eps=EPS)
     N = len(data.x)
     var = d.var.numpy().astype(np.float64) * ((N - 1) / N)
-    return _named(y, d.mean, var, contender.backward()[0]())
+    return _exact.named(y, d.mean, var, contender.backward()[0]())
 
 
 PEER_RESULTS = {"numpy": of_numpy, "torch": of_torch}
@@ -144,13 +141,6 @@ class Row:
         return [self.data, shape, self.library + by, *figures, f"{self.var_ratio:.3g}"]
 
 
-def figure(units: float) -> str:
-    """Units as the tables print them."""
-    if units < 1e5:
-        return f"{units:.1f}" if units < 100 else f"{units:.0f}"
-    return f"{units:.0e}".replace("e+0", "e").replace("e+", "e")
-
-
 HEAD = ["data", "N x D", "library", *RESULTS, "var/exact"]
 WIDTHS = [-22, -9, -17, 8, 8, 8, 8, 8, 8, 10]
 
@@ -164,20 +154,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "in twice float64's precision, on named data: far from zero, with outliers, drifting, "
         "huge, tiny. PyTorch's results depend on the number of threads; cbn's do not.",
     )
-    parser.add_argument(
-        "--dtypes",
-        type=some_of(DTYPES),
-        default="float32,float64",
-        metavar="LIST",
-        help="of float32, float64 (default: both)",
-    )
-    parser.add_argument(
-        "--data",
-        type=some_of(DATA),
-        default=list(DATA),
-        metavar="LIST",
-        help=f"of {', '.join(DATA)} (default: all)",
-    )
+    add_words(parser, "--dtypes", DTYPES)
+    add_words(parser, "--data", DATA)
     parser.add_argument(
         "--peers",
         type=_peers,
@@ -208,7 +186,7 @@ def run(options: argparse.Namespace) -> int:
         print(_head(dtype, options.markdown), flush=True)
         for row in _measure(options, dtype):
             rows.append(row)
-            print(_line(row.cells, options.markdown), flush=True)
+            print(line(row.cells, WIDTHS, options.markdown), flush=True)
     if options.json is not None:
         text = json.dumps(_facts(machine, rows), indent=1, allow_nan=False)
         options.json.write_text(text + "\n", encoding="utf-8")
@@ -259,21 +237,7 @@ def _heading(machine: dict[str, Any]) -> str:
 def _head(dtype: str, markdown: bool) -> str:
     title = f"{dtype}, u = 2^{math.log2(_exact.ROUNDOFF[dtype]):.0f}"
     bounds = ["", "", "bound", *map(str, (_exact.BOUNDS[dtype][name] for name in RESULTS)), ""]
-    lines = [_line(HEAD, markdown), _line(bounds, markdown)]
-    if markdown:
-        lines.insert(1, _line(["---" if width < 0 else "---:" for width in WIDTHS], markdown))
-        return "\n".join(["", f"### {title}", "", *lines])
-    return "\n".join(["", title, *lines])
-
-
-def _line(cells: Sequence[str], markdown: bool) -> str:
-    if markdown:
-        return f"| {' | '.join(cells)} |"
-    padded = [
-        cell.ljust(-width) if width < 0 else cell.rjust(width)
-        for cell, width in zip(cells, WIDTHS, strict=True)
-    ]
-    return "".join(padded).rstrip()
+    return f"{head(title, HEAD, WIDTHS, markdown)}\n{line(bounds, WIDTHS, markdown)}"
 
 
 def _facts(machine: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 import cbn
 from cbn.cli import _adversary, _exact, _machine
-from cbn.cli._adversary import RESULTS, Columns, Found
-from cbn.cli._options import CommandError, natural, some_of
-from cbn.cli.accuracy import figure
+from cbn.cli._adversary import Columns, Found
+from cbn.cli._exact import RESULTS
+from cbn.cli._options import CommandError, add_words, natural
+from cbn.cli._tables import figure, head, line
 
 DTYPES = ("float32", "float64")
 LIBRARIES = ("cbn", "torch")
@@ -31,9 +32,8 @@ def of_cbn(
 ) -> dict[str, NDArray]:
     """All results of training."""
     y, cache = cbn.batch_norm_forward(x, gamma, beta, eps=eps)
-    dx, dgamma, dbeta = cbn.batch_norm_backward(dy, cache)
-    mean, var = np.asarray(cache.mean), np.asarray(cache.var)
-    return {"y": y, "mean": mean, "var": var, "dx": dx, "dgamma": dgamma, "dbeta": dbeta}
+    gradients = cbn.batch_norm_backward(dy, cache)
+    return _exact.named(y, cache.mean, cache.var, gradients)
 
 
 def of_torch(
@@ -49,8 +49,7 @@ def of_torch(
         dy_t, x_t, gamma_t, None, None, mean, invstd, True, eps, [True, True, True]
     )
     var = 1 / np.square(invstd.numpy().astype(np.float64)) - eps
-    found = (y, mean, var, *gradients)
-    return dict(zip(RESULTS, (np.asarray(a) for a in found), strict=True))
+    return _exact.named(y, mean, var, gradients)
 
 
 FUNCTIONS = {"cbn": of_cbn, "torch": of_torch}
@@ -65,20 +64,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "population are changed a little, again and again, and judged in twice float64's "
         "precision. The exit status is 1 if cbn exceeds a bound that it promises.",
     )
-    parser.add_argument(
-        "--dtypes",
-        type=some_of(DTYPES),
-        default="float32",
-        metavar="LIST",
-        help="of float32, float64 (default: float32)",
-    )
-    parser.add_argument(
-        "--results",
-        type=some_of(RESULTS),
-        default=list(RESULTS),
-        metavar="LIST",
-        help=f"of {', '.join(RESULTS)} (default: all)",
-    )
+    add_words(parser, "--dtypes", DTYPES, "float32")
+    add_words(parser, "--results", RESULTS)
     parser.add_argument(
         "--rows",
         type=_row_counts,
@@ -116,16 +103,16 @@ def run(options: argparse.Namespace) -> int:
     exceeded = False
     for dtype in options.dtypes:
         bounds = _exact.BOUNDS[dtype]
-        print(_title(dtype, options.markdown))
+        print(head(dtype, HEAD, WIDTHS, options.markdown))
         cells = [str(bounds[name]) if name in options.results else "" for name in RESULTS]
-        print(_line(["", "bound", *cells], options.markdown), flush=True)
+        print(line(["", "bound", *cells], WIDTHS, options.markdown), flush=True)
         for N in options.rows:
             units = {}
             for name, found in _found(options, dtype, N):
                 units[name] = found.units
-                exceeded |= options.library == "cbn" and found.units > bounds[name]
+                exceeded |= options.library == "cbn" and found.units > _exact.bounds(dtype, N)[name]
             cells = [figure(units[name]) if name in units else "" for name in RESULTS]
-            print(_line([str(N), options.library, *cells], options.markdown), flush=True)
+            print(line([str(N), options.library, *cells], WIDTHS, options.markdown), flush=True)
     return int(exceeded)
 
 
@@ -178,20 +165,3 @@ def _row_counts(text: str) -> list[int]:
     if min(counts) < 2:
         raise argparse.ArgumentTypeError(f"expected numbers of at least 2, got {text!r}")
     return counts
-
-
-def _title(dtype: str, markdown: bool) -> str:
-    if not markdown:
-        return f"\n{dtype}\n{_line(HEAD, markdown)}"
-    rule = _line(["---" if width < 0 else "---:" for width in WIDTHS], markdown)
-    return f"\n### {dtype}\n\n{_line(HEAD, markdown)}\n{rule}"
-
-
-def _line(cells: list[str], markdown: bool) -> str:
-    if markdown:
-        return f"| {' | '.join(cells)} |"
-    padded = [
-        cell.ljust(-width) if width < 0 else cell.rjust(width)
-        for cell, width in zip(cells, WIDTHS, strict=True)
-    ]
-    return "".join(padded).rstrip()

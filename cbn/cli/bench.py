@@ -22,6 +22,7 @@ from cbn.cli._contenders import OPS, Call, Case, Cbn, Data, Floor
 from cbn.cli._machine import last_level_cache
 from cbn.cli._options import (
     CommandError,
+    add_words,
     check_plot,
     check_writable,
     positive,
@@ -82,20 +83,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         help="memory order of shapes with positions, of nchw, nhwc: channels before or after them "
         "(default: nchw)",
     )
-    parser.add_argument(
-        "--ops",
-        type=some_of(OPS),
-        default="forward,backward",
-        metavar="LIST",
-        help=f"of {', '.join(OPS)} (default: forward,backward)",
-    )
-    parser.add_argument(
-        "--dtypes",
-        type=some_of(DTYPES),
-        default="float32",
-        metavar="LIST",
-        help="of float32, float64 (default: float32)",
-    )
+    add_words(parser, "--ops", OPS, "forward,backward")
+    add_words(parser, "--dtypes", DTYPES, "float32")
     parser.add_argument(
         "--threads",
         type=thread_counts,

@@ -15,7 +15,7 @@ import tolerances
 from cases import generator
 
 import cbn
-from cbn.cli import _exact, accuracy, main
+from cbn.cli import _exact, _tables, accuracy, main
 from cbn.cli._contenders import EPS
 from cbn.cli._exact import Pair
 from cbn.cli._peers import PEERS
@@ -122,7 +122,7 @@ def test_errors_are_counted_in_units():
     data = accuracy.make("normal", SMALL, "float64")
     right = _exact.reference(data.x, data.dy, data.gamma, data.beta, EPS)
     size = _exact.terms(right, data.dy, data.gamma, data.beta)
-    results = {name: right[name].hi.copy() for name in accuracy.RESULTS}
+    results = {name: right[name].hi.copy() for name in _exact.RESULTS}
     assert max(_exact.units(results, right, size, "float32").values()) < 1e-8
     results["y"][3, 1] += 5 * 2.0**-24 * size["y"][3, 1]
     results["var"][2] *= 1 - 7 * 2.0**-24
@@ -201,7 +201,7 @@ def test_json_has_all_figures_and_no_infinities(run, folder):
     cases = {(case["data"], case["dtype"], case["library"]): case for case in facts["cases"]}
     assert len(cases) == len(facts["cases"]) == 8
     for case in cases.values():
-        assert set(case["units"]) == set(accuracy.RESULTS)
+        assert set(case["units"]) == set(_exact.RESULTS)
         assert case["shape"] == list(SMALL) and case["threads"] is None
     assert cases["normal", "float32", "cbn"]["var_ratio"] == pytest.approx(1, abs=1e-6)
     constant = cases["constant", "float32", "numpy"]
@@ -248,6 +248,6 @@ def test_too_little_memory_is_one_line(run, monkeypatch):
 def test_the_document_has_the_table_of_this_command():
     lines = DOCUMENT.read_text("utf-8").splitlines()
     assert "cbn accuracy --markdown" in "\n".join(lines)
-    assert lines.count(accuracy._line(accuracy.HEAD, True)) == len(accuracy.DTYPES)
+    assert lines.count(_tables.line(accuracy.HEAD, accuracy.WIDTHS, True)) == len(accuracy.DTYPES)
     first = {line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")}
     assert set(accuracy.DATA) <= first

@@ -19,7 +19,7 @@ def test_the_table_has_a_figure_for_each_result(capsys):
     assert main([*QUICK, "--dtypes", "float32,float64"]) == 0
     lines = table(capsys.readouterr().out)
     assert [line[:2] for line in lines] == [["3", "cbn"], ["8", "cbn"]] * 2
-    assert all(len(line) == 2 + len(_adversary.RESULTS) for line in lines)
+    assert all(len(line) == 2 + len(_exact.RESULTS) for line in lines)
     assert all(0 < float(cell) < 64 for line in lines for cell in line[2:])
 
 
@@ -30,7 +30,7 @@ def test_some_results_alone(capsys):
 
 
 def test_a_broken_bound_is_a_failure(monkeypatch, capsys):
-    monkeypatch.setitem(_exact.BOUNDS, "float32", dict.fromkeys(_adversary.RESULTS, 0.1))
+    monkeypatch.setattr(_exact, "BOUNDS_OF_FEW_ROWS", dict.fromkeys(_exact.RESULTS, 0.1))
     assert main([*QUICK, "--results", "y"]) == 1
 
 

@@ -11,7 +11,8 @@ from cases import slow_if
 
 import cbn
 from cbn.cli import _adversary, _exact
-from cbn.cli._adversary import RESULTS, Columns
+from cbn.cli._adversary import Columns
+from cbn.cli._exact import RESULTS, named
 from cbn.cli.attack import of_cbn
 
 CORPUS = sorted((Path(__file__).parent / "worst").glob("*.npz"))
@@ -27,7 +28,7 @@ def judged(columns, result, eps=EPS):
 @pytest.mark.parametrize("result", RESULTS)
 def test_no_data_exceed_a_bound(result, N, dtype):
     found = _adversary.attack(of_cbn, result, N, dtype, EPS, rounds=40, seed=1, D=128)
-    assert 0 < found.units <= _exact.BOUNDS[dtype][result]
+    assert 0 < found.units <= _exact.bounds(dtype, N)[result]
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e10])
@@ -46,10 +47,9 @@ def images(positions):
     def function(x, dy, gamma, beta, eps):
         x, dy = (a.reshape(-1, positions, a.shape[1]).transpose(0, 2, 1).copy() for a in (x, dy))
         y, cache = cbn.batch_norm_forward(x, gamma, beta, axis=1, eps=eps)
-        dx, dgamma, dbeta = cbn.batch_norm_backward(dy, cache)
+        dx, *others = cbn.batch_norm_backward(dy, cache)
         y, dx = (a.transpose(0, 2, 1).reshape(-1, len(gamma)) for a in (y, dx))
-        mean, var = np.asarray(cache.mean), np.asarray(cache.var)
-        return {"y": y, "mean": mean, "var": var, "dx": dx, "dgamma": dgamma, "dbeta": dbeta}
+        return named(y, cache.mean, cache.var, (dx, *others))
 
     return function
 
@@ -65,8 +65,7 @@ def in_place(x, dy, gamma, beta, eps):
     over_dy, over_x = dy.copy(), x.copy()
     gradients = cbn.batch_norm_backward(over_dy, cache, out=over_dy)
     y = cbn.batch_norm_forward(over_x, gamma, beta, eps=eps, out=over_x)[0]
-    results = dict(zip(("dx", "dgamma", "dbeta"), gradients, strict=True))
-    return {"y": y, "mean": np.asarray(cache.mean), "var": np.asarray(cache.var)} | results
+    return named(y, cache.mean, cache.var, gradients)
 
 
 def masked(x, dy, gamma, beta, eps):
@@ -75,10 +74,8 @@ def masked(x, dy, gamma, beta, eps):
     wide_x, wide_dy = (np.full((2 * len(a), a.shape[1]), np.nan, a.dtype) for a in (x, dy))
     wide_x[mask], wide_dy[mask] = x, dy
     y, cache = cbn.batch_norm_forward(wide_x, gamma, beta, eps=eps, mask=mask)
-    dx, dgamma, dbeta = cbn.batch_norm_backward(wide_dy, cache)
-    mean, var = np.asarray(cache.mean), np.asarray(cache.var)
-    y, dx = y[mask], dx[mask]
-    return {"y": y, "mean": mean, "var": var, "dx": dx, "dgamma": dgamma, "dbeta": dbeta}
+    dx, *others = cbn.batch_norm_backward(wide_dy, cache)
+    return named(y[mask], cache.mean, cache.var, (dx[mask], *others))
 
 
 def groups(x, dy, gamma, beta, eps):
@@ -173,7 +170,7 @@ def test_the_worst_data_until_now(path):
     _, dtype, result, _ = path.stem.split("-")
     with np.load(path) as arrays:
         columns = Columns(*(arrays[name] for name in ("x", "dy", "gamma", "beta")))
-    assert 0 < judged(columns, result) <= _exact.BOUNDS[dtype][result]
+    assert 0 < judged(columns, result) <= _exact.bounds(dtype, len(columns.x))[result]
 
 
 def test_the_corpus_has_every_result():
