@@ -14,6 +14,7 @@ from cbn.cli import _adversary, _exact, _machine
 from cbn.cli._adversary import Columns, Found
 from cbn.cli._exact import RESULTS
 from cbn.cli._options import CommandError, add_words, natural
+from cbn.cli._peers import PEERS
 from cbn.cli._tables import figure, head, line
 
 DTYPES = ("float32", "float64")
@@ -143,11 +144,8 @@ def _check(options: argparse.Namespace) -> None:
         raise CommandError(
             f"--eps: expected a finite number that is not negative, got {options.eps:g}"
         )
-    if options.library == "torch":
-        try:
-            import torch  # noqa: F401
-        except ImportError:
-            raise CommandError("--library: torch is not installed") from None
+    if options.library != "cbn" and PEERS[options.library].version() is None:
+        raise CommandError(f"--library: {options.library} is not installed")
     if options.keep is not None:
         try:
             options.keep.mkdir(parents=True, exist_ok=True)

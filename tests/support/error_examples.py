@@ -261,7 +261,7 @@ COMMANDS = {
     "accuracy, no memory": out_of_memory(accuracy, "make", command("accuracy", "--peers", "none")),
     "attack, seconds": command("attack", "--seconds", "0"),
     "attack, eps": command("attack", "--eps", "-1"),
-    "attack, no torch": without("torch", command("attack", "--library", "torch")),
+    "attack, a library": no_version(attack.PEERS, "torch", command("attack", "--library", "torch")),
     "attack, no folder": command("attack", "--keep", __file__),
     "attack, rows": lambda _: attack._row_counts("1"),
     "accuracy, a peer": no_version(accuracy.PEERS, "torch", lambda _: accuracy._peers("torch")),
